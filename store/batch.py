@@ -1,0 +1,79 @@
+"""What one commit wrote and has not yet made durable."""
+
+import os
+from collections.abc import Callable, Sequence
+
+from tokendance.store import files
+from tokendance.store.files import Buffer
+
+__all__ = ["Batch"]
+
+# Syncs that wait together share a journal commit of the file system; eight at once made 2,500 small files
+# durable in a third of the time that one after another takes.
+_SYNCS_AT_ONCE = 8
+# Open files wait here for their sync, and a process may have 1,024.
+_MOST_OPEN = 256
+
+
+class Batch:
+    """Files and folders that must be on the disk before a manifest names them."""
+
+    def __init__(self) -> None:
+        self._open: list[int] = []
+        self.written_bytes = 0
+
+    def write(
+        self, name: str, parent: int, parts: Sequence[Buffer], *, pad_at: int = -1, size: int | None = None
+    ) -> None:
+        """Write a new file; `tokendance.store.files.write_new` says how it is padded."""
+        self._wait(files.write_new(name, parent, parts, pad_at=pad_at, size=size))
+        self.written_bytes += sum(memoryview(part).nbytes for part in parts)
+
+    def make_folder(self, name: str, parent: int) -> int:
+        """Make a folder and return it open; whoever asked closes it."""
+        files.make_folder(name, parent)
+        folder = files.open_folder(name, parent)
+        self.sync_later(folder)
+        return folder
+
+    def sync_later(self, folder: int) -> None:
+        """Make the names in an open folder durable with the rest."""
+        self._wait(os.dup(folder))
+
+    def sync(self) -> None:
+        """Return when all of it is on the disk.
+
+        Raises
+        ------
+        OSError
+            The first sync that failed; what was written must then be given up, never tried again.
+        """
+        waiting, self._open = self._open, []
+        try:
+            _all_at_once(files.sync, waiting)
+        finally:
+            for fd in waiting:
+                os.close(fd)
+
+    def drop(self) -> None:
+        """Forget what waits."""
+        for fd in self._open:
+            os.close(fd)
+        self._open.clear()
+
+    def _wait(self, fd: int) -> None:
+        self._open.append(fd)
+        if len(self._open) >= _MOST_OPEN:
+            self.sync()
+
+
+def _all_at_once(step: Callable[[int], None], fds: list[int]) -> None:
+    if len(fds) < _SYNCS_AT_ONCE:
+        for fd in fds:
+            step(fd)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # 8 ms, which readers need not pay
+
+    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+        for _ in pool.map(step, fds):
+            pass

@@ -1,0 +1,225 @@
+"""Blocks in a store on disk: every object is written once, under a number that is never used again."""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendance.store import files, layout
+from tokendance.store.arrays import ArrayShape, DiskRows, metadata_of, row_bytes_of, write_array, write_chunks
+from tokendance.store.batch import Batch
+from tokendance.store.folders import Folders
+from tokendance.store.layout import MASTERS, MIRRORS
+from tokendance.store.manifest import MasterEntry, MirrorEntry
+from tokendance.store.objects import DiskMaster, DiskOwn
+from tokendance.store.place import BlockType, Rows
+
+__all__ = ["DiskPlace"]
+
+_POSITIONS = BlockType("int64", ())
+
+
+class DiskPlace:
+    """Blocks in a store on disk; `tokendance.store.place.Place` says what each method does.
+
+    Parameters
+    ----------
+    folders : Folders
+    next_object : int
+        The first number that no object of any generation has had.
+    checksums : bool
+        Compare each chunk with its checksum when this process first touches it.
+    """
+
+    def __init__(self, folders: Folders, next_object: int, *, checksums: bool) -> None:
+        self.folders = folders
+        self.next_object = next_object
+        self.checksums = checksums
+        self._batch = Batch()
+        self._new: list[tuple[str, int]] = []
+
+    def _checked(self) -> set[int] | None:
+        return set() if self.checksums else None
+
+    def _new_object(self, group: str) -> tuple[int, int]:
+        """Make the next object's folder; numbers that a crashed writer left behind are passed over."""
+        while True:
+            number = self.next_object
+            self.next_object += 1
+            try:
+                folder = self._batch.make_folder(str(number), self.folders.fd(group))
+            except FileExistsError:
+                continue
+            self._new.append((group, number))
+            return number, folder
+
+    def put_master(self, blocks: NDArray[np.uint8], block_type: BlockType) -> DiskMaster:
+        """Write the blocks as a new array."""
+        return self._new_master(blocks, block_type, layout.chunk_rows_for(*blocks.shape))
+
+    def _new_master(self, blocks: NDArray[np.uint8], block_type: BlockType, chunk_rows: int) -> DiskMaster:
+        number, folder = self._new_object(MASTERS)
+        try:
+            shape = write_array(self._batch, folder, blocks, block_type, chunk_rows)
+        finally:
+            os.close(folder)
+        return DiskMaster(self.folders, number, shape, block_type, self._checked())
+
+    def revise_master(self, old: Rows, blocks: NDArray[np.uint8], changed: NDArray[np.bool_]) -> DiskMaster:
+        """Write the chunks that changed; the others are the old files under a second name."""
+        assert isinstance(old, DiskMaster)
+        if not old.grows_in_place():
+            return self.put_master(blocks, old.block_type)
+        shape = old.shape._replace(n_rows=blocks.shape[0])
+        number, folder = self._new_object(MASTERS)
+        source = files.open_folder(str(old.number), self.folders.fd(MASTERS))
+        try:
+            self._batch.write(layout.METADATA_NAME, folder, (metadata_of(shape, old.block_type),))
+            for chunk in range(shape.n_chunks):
+                span, key = shape.chunk_slice(chunk), layout.chunk_key(chunk, shape.ndim)
+                if span.stop <= min(old.n_rows, len(changed)) and not changed[span].any():
+                    files.link(key, source, key, folder)
+                else:
+                    write_chunks(self._batch, folder, blocks[span], shape, range(chunk, chunk + 1))
+        finally:
+            os.close(source)
+            os.close(folder)
+        return DiskMaster(self.folders, number, shape, old.block_type, self._checked())
+
+    def append_master(self, old: Rows, blocks: NDArray[np.uint8]) -> DiskMaster:
+        """Write the new blocks, and the one chunk that they begin in, beside the old chunks."""
+        assert isinstance(old, DiskMaster)
+        total = old.n_rows + blocks.shape[0]
+        if total > old.shape.chunk_rows and not old.grows_in_place():
+            everything = np.concatenate((old.view(), blocks))
+            step = layout.page_rows(old.row_bytes)
+            room = layout.chunk_rows_for(-(-2 * total // step) * step, old.row_bytes)
+            return self._new_master(everything, old.block_type, room)
+        if not old.newest:
+            everything = np.concatenate((old.view(), blocks))
+            return self.revise_master(old, everything, np.zeros(old.n_rows, np.bool_))
+        shape = old.shape._replace(n_rows=total)
+        first = old.n_rows // shape.chunk_rows
+        partial_rows = old.view(np.arange(first * shape.chunk_rows, old.n_rows))[first * shape.chunk_rows :]
+        rows = np.concatenate((partial_rows, blocks))
+        self._replace_chunks(old, shape, rows, range(first, shape.n_chunks))
+        checked = None if old.checked is None else old.checked - {first}
+        return DiskMaster(self.folders, old.number, shape, old.block_type, checked)
+
+    def _replace_chunks(self, old: DiskMaster, shape: ArrayShape, rows: NDArray[np.uint8], chunks: range) -> None:
+        # Made durable before they are renamed: until the commit the old generation reads them in place of its own.
+        batch = Batch()
+        folder = files.open_folder(str(old.number), self.folders.fd(MASTERS))
+        names = [layout.METADATA_NAME, *(layout.chunk_key(chunk, shape.ndim) for chunk in chunks)]
+        try:
+            for name in names:
+                files.remove_if_there(_beside(name), folder)
+            batch.write(_beside(layout.METADATA_NAME), folder, (metadata_of(shape, old.block_type),))
+            write_chunks(batch, folder, rows, shape, chunks, name_of=_beside)
+            batch.sync()
+            for name in names:
+                files.rename(_beside(name), name, folder)
+            self._batch.sync_later(folder)
+            self._batch.written_bytes += batch.written_bytes
+        finally:
+            batch.drop()
+            os.close(folder)
+
+    def put_own(
+        self,
+        indices: NDArray[np.int64],
+        blocks: NDArray[np.uint8],
+        base: NDArray[np.int64] | None,
+        block_type: BlockType,
+    ) -> DiskOwn:
+        """Write a mirror's blocks and positions as a group of arrays."""
+        number, folder = self._new_object(MIRRORS)
+        try:
+            self._batch.write(layout.METADATA_NAME, folder, (layout.group_document(),))
+            index_shape = self._member(folder, "indices", _as_bytes(indices), _POSITIONS)
+            shape = self._member(folder, "values", blocks, block_type)
+            base_shape = None if base is None else self._member(folder, "base", _as_bytes(base), _POSITIONS)
+        finally:
+            os.close(folder)
+        return self._own_at(number, block_type, index_shape, shape, base_shape)
+
+    def _member(self, group: int, name: str, rows: NDArray[np.uint8], block_type: BlockType) -> ArrayShape:
+        folder = self._batch.make_folder(name, group)
+        try:
+            return write_array(self._batch, folder, rows, block_type, layout.chunk_rows_for(*rows.shape))
+        finally:
+            os.close(folder)
+
+    def _own_at(
+        self,
+        number: int,
+        block_type: BlockType,
+        index_shape: ArrayShape,
+        shape: ArrayShape,
+        base_shape: ArrayShape | None,
+    ) -> DiskOwn:
+        def rows(name: str, of: ArrayShape, kind: BlockType) -> DiskRows:
+            return DiskRows(f"{number}/{name}", partial(self.folders.fd, MIRRORS), of, kind, self._checked())
+
+        base_rows = None if base_shape is None else rows("base", base_shape, _POSITIONS)
+        return DiskOwn(number, rows("indices", index_shape, _POSITIONS), rows("values", shape, block_type), base_rows)
+
+    def master_at(self, entry: MasterEntry, block_type: BlockType, *, newest: bool) -> DiskMaster:
+        """Return the handle of a manifest's master."""
+        shape = ArrayShape(
+            entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, 1 + len(block_type.block_shape)
+        )
+        return DiskMaster(self.folders, entry.object, shape, block_type, self._checked(), newest=newest)
+
+    def own_of(self, entry: MirrorEntry, block_type: BlockType) -> DiskOwn | None:
+        """Return the handle of a manifest's mirror, None where it has nothing of its own."""
+        if entry.object is None:
+            return None
+        return self._own_at(
+            entry.object,
+            block_type,
+            ArrayShape(entry.n_own, 8, entry.index_chunk, 1),
+            ArrayShape(entry.n_own, row_bytes_of(block_type), entry.chunk_blocks, 1 + len(block_type.block_shape)),
+            ArrayShape(entry.n_base, 8, entry.base_chunk, 1) if entry.n_base else None,
+        )
+
+    def make_durable(self, referenced: set[tuple[str, int]]) -> int:
+        """Put what was written since the last commit on the disk, and return how many bytes of files that was.
+
+        What no generation will refer to, because a later step of the same transaction replaced it, is removed.
+        From here on `abandon` leaves these objects alone: a manifest may name them.
+        """
+        new, self._new = self._new, []
+        for group in {group for group, _ in new}:
+            self._batch.sync_later(self.folders.fd(group))
+        try:
+            self._batch.sync()
+        except BaseException:
+            self.discard(new)
+            raise
+        self.discard([one for one in new if one not in referenced])
+        written, self._batch = self._batch.written_bytes, Batch()
+        return written
+
+    def discard(self, objects: Iterable[tuple[str, int]]) -> None:
+        """Remove objects that no manifest names, as far as the disk lets us; `gc` finds what stays."""
+        for group, number in objects:
+            with contextlib.suppress(OSError):
+                files.remove_folder(str(number), self.folders.fd(group))
+
+    def abandon(self) -> None:
+        """Remove what was put since the last commit, as far as the disk lets us; `gc` finds what stays."""
+        self._batch.drop()
+        new, self._batch, self._new = self._new, Batch(), []
+        self.discard(new)
+
+
+def _beside(name: str) -> str:
+    return f".{name}.new"
+
+
+def _as_bytes(positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(positions).reshape(-1, 1).view(np.uint8)

@@ -1,0 +1,91 @@
+"""Handles to what a manifest names: a master's array, and a mirror's group of arrays."""
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendance.errors import StoreCorruptError
+from tokendance.store import layout
+from tokendance.store.arrays import ArrayShape, DiskRows
+from tokendance.store.folders import Folders
+from tokendance.store.layout import MASTERS
+from tokendance.store.place import BlockType
+
+__all__ = ["DiskMaster", "DiskOwn"]
+
+
+class DiskMaster(DiskRows):
+    """A master's rows, the number of their folder, and whether no newer generation has more of them."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        number: int,
+        shape: ArrayShape,
+        block_type: BlockType,
+        checked: set[int] | None,
+        *,
+        newest: bool = True,
+    ) -> None:
+        super().__init__(str(number), partial(folders.fd, MASTERS), shape, block_type, checked)
+        self.number = number
+        self.newest = newest
+
+    def grows_in_place(self) -> bool:
+        """Say whether further chunks of this length make sense: not tiny files, and whole pages."""
+        if self.shape.chunk_rows % layout.page_rows(self.row_bytes):
+            return False
+        return self.shape.chunk_rows * self.row_bytes >= layout.SMALL_CHUNK_BYTES
+
+
+class DiskOwn:
+    """A mirror's own blocks on disk; positions are read, and always checked, when they are first asked for."""
+
+    def __init__(self, number: int, index_rows: DiskRows, rows: DiskRows, base_rows: DiskRows | None) -> None:
+        self.number = number
+        self.index_rows = index_rows
+        self.rows = rows
+        self.base_rows = base_rows
+        self._indices: NDArray[np.int64] | None = None
+        self._base: NDArray[np.int64] | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """What they take on disk."""
+        base_bytes = 0 if self.base_rows is None else self.base_rows.stored_bytes
+        return len(layout.group_document()) + self.index_rows.stored_bytes + self.rows.stored_bytes + base_bytes
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """Sorted positions, ``(n_own,)`` int64.
+
+        Raises
+        ------
+        StoreCorruptError
+            They are damaged, negative, or not in order: a kernel would follow them out of the array.
+        """
+        if self._indices is None:
+            found = _positions(self.index_rows)
+            if len(found) and (found[0] < 0 or np.any(np.diff(found) <= 0)):
+                raise StoreCorruptError(f"mirrors/{self.index_rows.path}: positions must go upwards from 0")
+            self._indices = found
+        return self._indices
+
+    @property
+    def base(self) -> NDArray[np.int64] | None:
+        """The base map, ``(n_base,)`` int64, or None."""
+        if self.base_rows is not None and self._base is None:
+            found = _positions(self.base_rows)
+            if np.any(found < -1):
+                raise StoreCorruptError(f"mirrors/{self.base_rows.path}: a base map holds -1 and upwards")
+            self._base = found
+        return self._base
+
+
+def _positions(rows: DiskRows) -> NDArray[np.int64]:
+    # Read whole and checked even where checksums are off: these few bytes steer every copy.
+    always = DiskRows(rows.path, rows.parent, rows.shape, rows.block_type, set())
+    found = np.array(always.view()).reshape(-1).view(np.int64)
+    found.flags.writeable = False
+    return found

@@ -1,0 +1,6 @@
+"""``python -m tokendance`` is the command ``tokendance``."""
+
+from tokendance.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""How a cache becomes a mirror: which of its blocks it keeps, and which the master stands for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokendance.block_table import BlockTable
+from tokendance.cohort import Cohort, Master, Mirror
+from tokendance.dtypes import dtype_named
+from tokendance.restoring import copy_blocks
+from tokendance.sparse_diff import SparseKVDiff
+from tokendance.store.place import Place
+
+__all__ = ["delta_of", "diff_of", "kept_blocks", "mirror_of"]
+
+
+def kept_blocks(norms: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
+    """Say which blocks a mirror keeps, given the norms of their differences.
+
+    Parameters
+    ----------
+    norms : numpy.ndarray
+        As `tokendance.kernels.diff.block_norms` gives them: -1 for equal bits, infinity for any difference
+        that is infinite or NaN.
+    threshold : float
+        Greater norms are kept; at 0, whatever differs in any bit (0 and -0 differ by a norm of 0).
+
+    Examples
+    --------
+    >>> kept_blocks(np.array([-1.0, 0.0, 0.5]), 0.0).tolist()
+    [False, True, True]
+    >>> kept_blocks(np.array([-1.0, 0.0, 0.5]), 0.5).tolist()
+    [False, False, False]
+    """
+    return norms >= 0.0 if threshold == 0.0 else norms > threshold
+
+
+def mirror_of(
+    master: Master, rows: NDArray[np.uint8], place: Place, threshold: float, meta: Mapping[str, Any]
+) -> Mirror:
+    """Keep of a cache what the master does not have at the same positions.
+
+    Parameters
+    ----------
+    rows : numpy.ndarray
+        ``(n_blocks, block_bytes)`` uint8: the cache. What it has beyond the master's end it keeps.
+    """
+    from tokendance.kernels.diff import block_norms
+
+    n_blocks = rows.shape[0]
+    compared = min(n_blocks, master.rows.n_rows)
+    kept = np.ones(n_blocks, np.bool_)
+    norms = block_norms(master.rows.view()[:compared], rows[:compared], master.block_type.dtype_name)
+    kept[:compared] = kept_blocks(norms, threshold)
+    dropped = norms[~kept[:compared]]
+    indices = np.flatnonzero(kept)
+    own = place.put_own(indices, rows[indices], None, master.block_type) if len(indices) else None
+    return Mirror(BlockTable(n_blocks, own), max(float(dropped.max(initial=0.0)), 0.0), meta)
+
+
+def diff_of(cohort: Cohort, mirror: Mirror, threshold: float) -> SparseKVDiff:
+    """Return what a mirror looks like to its owner; nothing is read until it is asked for."""
+    own = mirror.table.own
+
+    def indices() -> NDArray[np.int64]:
+        return np.empty(0, np.int64) if own is None else own.indices
+
+    return SparseKVDiff(indices, lambda: delta_of(cohort, mirror), mirror.table.n_blocks, threshold, mirror.dropped)
+
+
+def delta_of(cohort: Cohort, mirror: Mirror) -> NDArray[Any]:
+    """Return mirror minus master of a mirror's own blocks, ``(n_own, *block_shape)`` in the cache's dtype.
+
+    A block past the master's end has nothing to be compared with: its delta is the block itself.
+    """
+    master = cohort.needs_master()
+    dtype = dtype_named(master.block_type.dtype_name)
+    own = mirror.table.own
+    shape = (mirror.table.n_own, *master.block_type.block_shape)
+    if own is None or mirror.table.n_own == 0:
+        return np.empty(shape, dtype)
+    values = own.rows.view().view(dtype).reshape(shape)
+    compared = int(np.searchsorted(own.indices, master.rows.n_rows))
+    counterparts = copy_blocks(cohort, own.indices[:compared], None).view(dtype).reshape(compared, *shape[1:])
+    delta = np.array(values)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta[:compared] = values[:compared] - counterparts
+    return delta

@@ -1,0 +1,153 @@
+"""What a storage tells: agents, caches, ratios. `tokendance.storage` is the part that changes it."""
+
+import os
+import threading
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tokendance import accounting, validate
+from tokendance.cohort import EMPTY, Cohort
+from tokendance.dtypes import dtype_named
+from tokendance.mirroring import diff_of
+from tokendance.registering import Rule
+from tokendance.restoring import reconstructed
+from tokendance.sparse_diff import SparseKVDiff
+from tokendance.store.mapping import read_only
+
+__all__ = ["ReadableStorage"]
+
+
+class ReadableStorage:
+    """The reading half of `tokendance.TokenDanceStorage`; any number of threads may be in it.
+
+    Parameters
+    ----------
+    rule : Rule
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._committed: Cohort = EMPTY
+        self._draft: Cohort | None = None
+        self._drafting_thread: int | None = None
+
+    @property
+    def diff_threshold(self) -> float:
+        """The threshold that it was made with."""
+        return self._rule.threshold
+
+    @property
+    def ragged(self) -> bool:
+        """Whether agents may have different numbers of blocks."""
+        return self._rule.ragged
+
+    @property
+    def _cohort(self) -> Cohort:
+        draft = self._draft
+        return draft if draft is not None and self._drafting_thread == threading.get_ident() else self._committed
+
+    @property
+    def master_id(self) -> str | None:
+        """The master's id, None before there is one."""
+        master = self._cohort.master
+        return None if master is None else master.agent_id
+
+    @property
+    def master_cache(self) -> dict[str, NDArray[Any]]:
+        """The master's blocks under its id, ``(n_blocks, *block_shape)``, read-only and not copied."""
+        master = self._cohort.master
+        if master is None:
+            return {}
+        rows = read_only(master.rows.view())
+        shape = (master.rows.n_rows, *master.block_type.block_shape)
+        return {master.agent_id: rows.reshape(-1).view(dtype_named(master.block_type.dtype_name)).reshape(shape)}
+
+    @property
+    def mirrors(self) -> dict[str, SparseKVDiff]:
+        """Every mirror's difference, by agent id."""
+        cohort = self._cohort
+        return {key: diff_of(cohort, mirror, self.diff_threshold) for key, mirror in cohort.mirrors.items()}
+
+    @property
+    def agents(self) -> list[str]:
+        """All agent ids, the master's first."""
+        return list(self._cohort.agents())
+
+    def meta(self, agent_id: str) -> dict[str, Any]:
+        """Return a copy of what was said of an agent when it was registered."""
+        return validate.check_meta(self._cohort.meta(agent_id))
+
+    def reconstruct(
+        self, agent_id: str, *, out: NDArray[Any] | None = None, copy: bool = True, blocks: object = None
+    ) -> NDArray[Any]:
+        """Return an agent's cache, bit for bit as it was registered but for blocks that the threshold dropped.
+
+        Parameters
+        ----------
+        agent_id : str
+        out : numpy.ndarray, optional
+            Filled and returned; must have exactly the result's shape and dtype, in C order.
+        copy : bool
+            False for a private array that shares its unchanged pages with the store: made in milliseconds whatever
+            its size, writable, and never seen by anyone else. Its checksums are not checked.
+        blocks : slice or array of int, optional
+            Only these blocks, in this order; only what they need is read and checked.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``(n_blocks, *block_shape)``, C order, starting on a 64-byte boundary.
+
+        Raises
+        ------
+        NoMasterError, UnknownAgentError
+            There is no such agent.
+        ShapeMismatchError
+            `out` does not fit.
+        StoreCorruptError
+            A file is missing, cut short, or does not match its checksum.
+        """
+        return reconstructed(self._cohort, agent_id, out, copy, blocks)
+
+    def compression_ratio(self) -> float:
+        """Return the blocks of all agents over the blocks that are stored: at most the number of agents."""
+        return accounting.compression_ratio(self._cohort)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what is stored.
+
+        Returns
+        -------
+        dict
+            ``master_id``, ``master_blocks``, ``n_mirrors``, ``diff_blocks_total``, ``compression_ratio`` (blocks),
+            ``diff_threshold``; in bytes for the cohort ``logical_bytes`` (as dense caches), ``stored_bytes`` (with
+            positions and metadata) and ``byte_ratio``, which cannot exceed the number of agents; and under ``mirrors``
+            the same for each mirror, whose ratio can.
+        """
+        return accounting.statistics(self._cohort, self.diff_threshold, self._extra_bytes())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all agents to a store on disk, in place of the store that is there, if one is.
+
+        Raises
+        ------
+        FileExistsError
+            Something else is at `path`; it is not touched.
+        """
+        from tokendance.opening import save
+
+        save(self._cohort, self._rule, os.fspath(path))
+
+    def __repr__(self) -> str:
+        master = self._cohort.master
+        return (
+            f"{type(self).__name__}(master={self.master_id!r}, master_blocks={master.rows.n_rows if master else 0}, "
+            f"mirrors={len(self._cohort.mirrors)}, "
+            f"diff_blocks={sum(mirror.table.n_own for mirror in self._cohort.mirrors.values())}, "
+            f"compression={self.compression_ratio():.2f}x, threshold={self.diff_threshold:.0e})"
+        )
+
+    def _extra_bytes(self) -> int:
+        """Return what is stored beside blocks: nothing in memory."""
+        return 0

@@ -1,0 +1,254 @@
+"""`TokenDanceStorage`: the rules of master and mirrors, for users."""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tokendance import registering, validate
+from tokendance.cohort import Cohort
+from tokendance.mirroring import diff_of
+from tokendance.reading import ReadableStorage
+from tokendance.registering import Rule
+from tokendance.sparse_diff import SparseKVDiff
+from tokendance.store.memory import MemoryPlace
+from tokendance.store.place import Place
+
+__all__ = ["TokenDanceStorage"]
+
+_storages: "weakref.WeakSet[TokenDanceStorage]" = weakref.WeakSet()
+_Step = Callable[[Cohort, Place], Cohort]
+
+
+class TokenDanceStorage(ReadableStorage):
+    """The KV caches of N agents as one master and N-1 block-sparse mirrors.
+
+    In memory when made like this, in a store on disk when made by `tokendance.open`. Arrays go in by copy
+    and come out by copy or as private maps: later writes on either side change nothing on the other. It may be
+    used from many threads: reads run side by side, changes one after another. A call that raises changes nothing.
+
+    Parameters
+    ----------
+    diff_threshold : float
+        A mirror drops blocks whose difference from the master has an L2 norm up to this; at 0 it drops
+        only what is equal in every bit. What was dropped is reported as `SparseKVDiff.max_dropped_norm`.
+    ragged : bool
+        Let agents have different numbers of blocks.
+
+    Examples
+    --------
+    >>> import numpy as np, tokendance as td
+    >>> s = td.TokenDanceStorage()
+    >>> master = np.zeros((8, 4), np.float32)
+    >>> s.register_master("planner", master)
+    >>> cache = master.copy()
+    >>> cache[3] = 1
+    >>> s.register_mirror("critic", cache).block_indices.tolist()
+    [3]
+    >>> bool((s.reconstruct("critic") == cache).all())
+    True
+    """
+
+    def __init__(self, diff_threshold: float = 1e-4, ragged: bool = False) -> None:
+        super().__init__(Rule(validate.check_threshold(diff_threshold), bool(ragged)))
+        self._place: Place = MemoryPlace()
+        self._news: list[str] = []
+        self._lock = threading.RLock()
+        _storages.add(self)
+
+    def register_master(self, agent_id: str, kv_blocks: NDArray[Any], *, meta: Mapping[str, Any] | None = None) -> None:
+        """Register the master, the agent that is kept whole.
+
+        Under the id of the present master its content is replaced, and every mirror still comes back as it was
+        registered. Under another id mirrors are cleared and must be registered again (`rebase` keeps them).
+
+        Parameters
+        ----------
+        agent_id : str
+            1 to 512 UTF-8 bytes.
+        kv_blocks : numpy.ndarray
+            ``(n_blocks, *block_shape)``; float64, float32, float16, bfloat16, float8_e4m3fn, float8_e5m2, int8, uint8.
+        meta : dict, optional
+            Anything that JSON holds, returned by `meta`.
+
+        Raises
+        ------
+        ShapeMismatchError
+            It has less than two dimensions, or does not fit the mirrors that stay.
+        """
+        key, blocks, said = (
+            validate.check_agent_id(agent_id),
+            validate.check_blocks(kv_blocks),
+            validate.check_meta(meta),
+        )
+        self._change(lambda cohort, place: registering.with_master(cohort, place, self._rule, key, blocks, said))
+
+    def register_mirror(
+        self, agent_id: str, kv_blocks: NDArray[Any], *, meta: Mapping[str, Any] | None = None
+    ) -> SparseKVDiff:
+        """Register an agent by the blocks in which it differs from the master. Reads both caches once.
+
+        Parameters
+        ----------
+        agent_id : str
+        kv_blocks : numpy.ndarray
+            ``(n_blocks, *block_shape)`` of the master's dtype and block shape, and of its length unless `ragged`.
+        meta : dict, optional
+
+        Raises
+        ------
+        NoMasterError
+            There is no master yet.
+        ShapeMismatchError
+            The array does not fit the master.
+        ValueError
+            The id is the master's.
+        """
+        self._cohort.needs_master("register_master() must be called before register_mirror()")
+        key, blocks, said = (
+            validate.check_agent_id(agent_id),
+            validate.check_blocks(kv_blocks),
+            validate.check_meta(meta),
+        )
+        after = self._change(
+            lambda cohort, place: registering.with_mirror(cohort, place, self._rule, key, blocks, said)
+        )
+        return diff_of(after, after.mirrors[key], self.diff_threshold)
+
+    def register_round(
+        self,
+        caches: Mapping[str, NDArray[Any]],
+        *,
+        master: str | None = None,
+        meta: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> dict[str, SparseKVDiff]:
+        """Register many agents in one step, electing a master where there is none.
+
+        Agents that are not among the caches keep their content. The election makes the stored bytes smallest; it
+        reads each cache once more and compares prints of blocks (`tokendance.electing.elected` says what that costs).
+
+        Parameters
+        ----------
+        caches : dict
+            Each agent's ``(n_blocks, *block_shape)`` array.
+        master : str, optional
+            Who is the master; the present one if not given, whose content is replaced if it is among the caches.
+        meta : dict, optional
+            Each agent's meta.
+
+        Returns
+        -------
+        dict
+            The difference of each agent of the round that is a mirror.
+        """
+        blocks = {
+            validate.check_agent_id(key): validate.check_blocks(cache, name=f"cache of {key!r}")
+            for key, cache in caches.items()
+        }
+        if not blocks:
+            raise ValueError("caches must hold at least one agent, got none")
+        said = {key: validate.check_meta(one) for key, one in (meta or {}).items()}
+        if unknown := set(said) - set(blocks):
+            raise ValueError(f"meta names {min(unknown)!r}, which is not among the caches")
+        chosen = None if master is None else validate.check_agent_id(master)
+        after = self._change(
+            lambda cohort, place: registering.with_round(cohort, place, self._rule, blocks, said, chosen)
+        )
+        threshold = self.diff_threshold
+        return {key: diff_of(after, after.mirrors[key], threshold) for key in blocks if key in after.mirrors}
+
+    def collective_reuse_step(self, agent_ids: Iterable[str], shared_blocks: NDArray[Any]) -> dict[str, int]:
+        """Append blocks that everyone was handed to the master once, and to each listed agent at its own end.
+
+        An unknown id becomes an agent equal to the extended master. An agent that is not listed keeps its length and
+        content. Costs the new blocks and the number of agents; nothing that was there is copied or compared.
+
+        Parameters
+        ----------
+        agent_ids : iterable of str
+        shared_blocks : numpy.ndarray
+            ``(n_new, *block_shape)`` of the master's dtype and block shape.
+
+        Returns
+        -------
+        dict
+            How many blocks of its own the master (0) and each listed agent has.
+        """
+        self._cohort.needs_master()
+        if isinstance(agent_ids, str):
+            raise TypeError(f"agent_ids must be a list of ids, got the string {agent_ids!r}")
+        keys = [validate.check_agent_id(agent_id) for agent_id in agent_ids]
+        blocks = validate.check_blocks(shared_blocks, name="shared_blocks")
+        after = self._change(lambda cohort, place: registering.with_shared_blocks(cohort, place, keys, blocks))
+        counts = {after.needs_master().agent_id: 0}
+        return counts | {key: after.mirrors[key].table.n_own for key in keys if key in after.mirrors}
+
+    def fork(self, src_id: str, new_id: str) -> None:
+        """Give an agent a twin under a new id. No block is copied; each goes its own way from then on."""
+        key = validate.check_agent_id(new_id)
+        self._change(lambda cohort, _place: registering.with_fork(cohort, src_id, key))
+
+    def remove(self, agent_id: str) -> None:
+        """Take an agent away. If it is the master, the others elect another first and keep their content."""
+        self._change(lambda cohort, place: registering.without(cohort, place, agent_id))
+
+    def rebase(self, master_id: str | None = None) -> None:
+        """Make another agent the master, by default the one that leaves the least to store.
+
+        Every agent still reconstructs to the same bytes. Costs one read of the new master, and of what differs.
+        """
+        self._change(lambda cohort, place: registering.with_rebase(cohort, place, master_id))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make several changes one: all of them, or, if an exception leaves the block, none.
+
+        Other threads see the state before until the block ends, and wait with changes of their own.
+        """
+        with self._lock:
+            if self._draft is not None:
+                raise RuntimeError("transactions do not nest; end the one that is open first")
+            self._writable()
+            self._drafting_thread = threading.get_ident()
+            self._draft = self._committed
+            try:
+                yield
+                if self._draft is not self._committed or self._news:
+                    self._publish(self._draft)
+            except BaseException:
+                self._place.abandon()
+                raise
+            finally:
+                self._draft = self._drafting_thread = None
+                self._news = []
+
+    def _change(self, step: _Step) -> Cohort:
+        with self._lock:
+            if self._draft is None:
+                with self.transaction():
+                    self._draft = after = step(self._committed, self._place)
+            else:
+                self._draft = after = step(self._draft, self._place)
+            return after
+
+    def _writable(self) -> None:
+        """Raise if this storage cannot be changed."""
+
+    def _publish(self, cohort: Cohort) -> None:
+        """Make a state the committed one, durably where it is on disk."""
+        self._committed = cohort
+
+
+def _after_fork_in_child() -> None:
+    # Another thread of the parent may have held a lock, which nobody in the child would ever release.
+    for storage in list(_storages):
+        storage._lock = threading.RLock()
+        storage._draft = storage._drafting_thread = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
