@@ -47,7 +47,8 @@ def array_of(name: str, *, written: bool = False, ndim: int = 2) -> numba.types.
 
 def type_of(value: object) -> numba.types.Type:
     """Return numba's type of a value that is handed to a kernel as it is."""
-    return numba.typeof(value)  # type: ignore[no-untyped-call]  # numba 0.68 leaves this one untyped
+    kind: numba.types.Type = numba.typeof(value)  # type: ignore[no-untyped-call]  # numba 0.68 leaves it untyped
+    return kind
 
 
 @functools.cache
@@ -122,7 +123,7 @@ def run(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple
 
 def _started_layer() -> str | None:
     try:
-        return str(threading_layer())
+        return str(threading_layer())  # type: ignore[no-untyped-call]  # numba 0.68 leaves it untyped
     except ValueError:  # NUMBA_DISABLE_JIT: nothing was started
         return None
 

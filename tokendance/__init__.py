@@ -1,10 +1,12 @@
 """tokendance keeps the KV caches of N agents as one master and N-1 block-sparse mirrors, in memory and on disk.
 
-Start with `open`, or with `TokenDanceStorage` for memory alone. Nothing here imports numba or zarr:
-kernels load when a cache is registered.
+Start with `open`, or with `TokenDanceStorage` for memory alone. Names load when they are first used, so that
+importing costs next to nothing; numba loads when a cache is registered, and zarr never: it is for other readers.
 """
 
-from tokendance.durable import TokenDanceStore
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from tokendance.errors import (
     FormatVersionError,
     IdentityMismatchError,
@@ -17,9 +19,12 @@ from tokendance.errors import (
     UnknownAgentError,
     UnknownGenerationError,
 )
-from tokendance.opening import open_store as open  # noqa: A004 - td.open is the name people know from other stores
-from tokendance.sparse_diff import SparseKVDiff
-from tokendance.storage import TokenDanceStorage
+
+if TYPE_CHECKING:
+    from tokendance.durable import TokenDanceStore
+    from tokendance.opening import open_store as open  # noqa: A004 - td.open is what people know from other stores
+    from tokendance.sparse_diff import SparseKVDiff
+    from tokendance.storage import TokenDanceStorage
 
 __version__ = "0.1.0"
 
@@ -39,3 +44,23 @@ __all__ = [
     "UnknownGenerationError",
     "open",
 ]
+
+_HOMES = {
+    "SparseKVDiff": ("tokendance.sparse_diff", "SparseKVDiff"),
+    "TokenDanceStorage": ("tokendance.storage", "TokenDanceStorage"),
+    "TokenDanceStore": ("tokendance.durable", "TokenDanceStore"),
+    "open": ("tokendance.opening", "open_store"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module 'tokendance' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(module), attribute)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

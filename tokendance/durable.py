@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from tokendance import validate
 from tokendance.cohort import EMPTY, Cohort
@@ -186,12 +186,6 @@ class TokenDanceStore(TokenDanceStorage):
                 os.close(self._pin)
                 self._pin = -1
             self._folders.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         """Let go of the generation of a store that was dropped without closing it."""

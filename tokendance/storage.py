@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -225,6 +225,15 @@ class TokenDanceStorage(ReadableStorage):
             finally:
                 self._draft = self._drafting_thread = None
                 self._news = []
+
+    def close(self) -> None:
+        """Let go of what a store on disk holds; in memory there is nothing to let go of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _change(self, step: _Step) -> Cohort:
         with self._lock:

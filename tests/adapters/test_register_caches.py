@@ -183,7 +183,7 @@ def test_damage_on_disk_is_an_error_not_a_wrong_cache(tmp_path: Path) -> None:
 def test_a_layout_that_cannot_be_right_is_refused_by_agent() -> None:
     storage = td.TokenDanceStorage()
     storage.register_master("odd", np.zeros((4, 2, 16, 8), np.float32), meta={"transformers": {"version": 99}})
-    with pytest.raises(FormatVersionError, match="agent 'odd': .* version 99"):
+    with pytest.raises(FormatVersionError, match=r"agent 'odd': .* version 99"):
         load_cache(storage, "odd")
 
 
@@ -195,9 +195,11 @@ def test_a_cache_loaded_while_others_register_is_all_of_one_round(monkeypatch: p
     done = threading.Event()
 
     def talk() -> None:
-        for n in range(200):
-            register_caches(storage, {"planner": rounds[n % 2], "critic": rounds[n % 2]})
-        done.set()
+        try:
+            for n in range(200):
+                register_caches(storage, {"planner": rounds[n % 2], "critic": rounds[n % 2]})
+        finally:
+            done.set()
 
     talking = threading.Thread(target=talk)
     talking.start()

@@ -138,7 +138,7 @@ def private_text(speaker: Speaker, round_number: int) -> str:
     >>> private_text(SPEAKERS[0], 1).splitlines()[-1][:19]
     'Ines: Welcome, all.'
     """
-    return f"\n[notebook] {speaker.notebook}\n{_spoken(speaker, round_number)}"
+    return f"\n{speaker.name}'s notebook: {speaker.notebook}\n{_spoken(speaker, round_number)}"
 
 
 def _spoken(speaker: Speaker, round_number: int) -> str:

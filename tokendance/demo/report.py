@@ -13,17 +13,10 @@ from rich.table import Table
 
 from tokendance.demo.check import CheckRecord
 from tokendance.demo.decoder import DecoderConfig
+from tokendance.demo.disk import DiskUsage
 from tokendance.demo.rounds import RoundRecord
 
 MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class DiskUsage:
-    """Bytes of a folder: what the file system has set aside for it, and what its files add up to."""
-
-    allocated: int
-    apparent: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +29,6 @@ class Measured:
     own_blocks: dict[str, int]
     stats: Mapping[str, Any]
     disk: DiskUsage
-
-
-def disk_usage(folder: Path) -> DiskUsage:
-    """Add up everything below a folder, and the folder itself; a file with several names counts once.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to look; symbolic links are counted, not followed.
-
-    Returns
-    -------
-    DiskUsage
-    """
-    found = {(info.st_dev, info.st_ino): info for info in map(Path.lstat, _everything_below(folder))}
-    # Windows reports no blocks.
-    allocated = sum(getattr(info, "st_blocks", -(-info.st_size // 512)) * 512 for info in found.values())
-    return DiskUsage(allocated=allocated, apparent=sum(info.st_size for info in found.values()))
 
 
 def print_report(console: Console, store: Path, measured: Measured, check: CheckRecord) -> None:
@@ -84,7 +59,7 @@ def _print_trimmed(console: Console, table: Table) -> None:
 
 
 def _round_table(console: Console, measured: Measured) -> Table:
-    table = _table(console, "round", "generation", "shared", "tokens", "dense", "compute", "commit")
+    table = _table(console, "round", "generation", "shared", "tokens", "dense", "disk grew", "commit")
     for record in measured.rounds:
         fewest, most = min(record.tokens.values()), max(record.tokens.values())
         table.add_row(
@@ -93,7 +68,7 @@ def _round_table(console: Console, measured: Measured) -> Table:
             f"{record.shared_tokens:,}",
             f"{fewest:,}-{most:,}",
             _mib(sum(record.dense_bytes.values())),
-            f"{record.compute_seconds:.2f} s",
+            _mib(record.disk_bytes),
             f"{record.commit_seconds:.2f} s",
         )
     return table
@@ -162,11 +137,6 @@ def _table(console: Console, *headers: str) -> Table:
     for number, header in enumerate(headers):
         table.add_column(header, justify="right" if number else "left")
     return table
-
-
-def _everything_below(folder: Path) -> Iterator[Path]:
-    yield folder
-    yield from folder.rglob("*")
 
 
 def _mib(n_bytes: int) -> str:

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 import tokendance as td
 from tokendance.demo.check import CheckFailedError, check_in_child
 from tokendance.demo.decoder import DecoderConfig
-from tokendance.demo.report import Measured, disk_usage, print_report
+from tokendance.demo.disk import disk_usage
+from tokendance.demo.report import Measured, print_report
 from tokendance.demo.rounds import MADE_BY, N_STEPS, play_rounds
 
 PLAIN_WIDTH = 80
