@@ -10,7 +10,8 @@ import hashlib
 import os
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from numba import njit
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import threading_layer
 
-__all__ = ["PARALLEL_FROM_BYTES", "array_of", "inlined", "run", "twin", "type_of"]
+__all__ = ["PARALLEL_FROM_BYTES", "array_of", "inlined", "on_all_cores", "run", "twin", "type_of"]
 
 Kernel = Callable[..., None]
 
@@ -64,14 +65,16 @@ def _source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _renamed(function: Kernel, arguments: tuple[numba.types.Type, ...]) -> Kernel:
-    """Return a copy of `function` whose name holds its argument types: one signature per cache file.
+def _renamed(function: Kernel, arguments: tuple[numba.types.Type, ...], parallel: bool) -> Kernel:
+    """Return a copy of `function` whose name holds all that it is compiled for: one kernel per cache file.
 
-    Two processes that first compile different signatures of one function at once can mix up its index.
+    Two processes that first compile different signatures of one function at once can mix up its index; and
+    numba's cache does not tell the parallel twin from the serial one, so that whoever came first served both.
     """
     copy = types.FunctionType(function.__code__, function.__globals__, function.__name__)
     key = hashlib.sha256(repr(arguments).encode()).hexdigest()[:8]
-    copy.__qualname__ = f"{function.__name__}_{key}_{_source_hash()}"
+    kind = "parallel" if parallel else "serial"
+    copy.__qualname__ = f"{function.__name__}_{kind}_{key}_{_source_hash()}"
     copy.__module__ = function.__module__
     return copy
 
@@ -81,11 +84,12 @@ def _compiled(function: Kernel, arguments: tuple[numba.types.Type, ...], paralle
     global _parallel_compiled
     _parallel_compiled |= parallel
     signature = numba.types.void(*arguments)
+    named = _renamed(function, arguments, parallel)
     try:
-        kernel: Kernel = njit(signature, cache=True, parallel=parallel, nogil=True)(_renamed(function, arguments))
+        kernel: Kernel = njit(signature, cache=True, parallel=parallel, nogil=True)(named)
     except (RuntimeError, OSError):
         # No folder can be written (read-only install and no home), or the disk is full: compile without a cache.
-        kernel = njit(signature, parallel=parallel, nogil=True)(_renamed(function, arguments))
+        kernel = njit(signature, parallel=parallel, nogil=True)(named)
     return kernel
 
 
@@ -119,6 +123,18 @@ def run(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple
             _launching.release()
     else:
         twin(function, arguments, parallel=False)(*values)
+
+
+def on_all_cores(step: Callable[[int], None], starts: Sequence[int]) -> None:
+    """Call `step` for each start, on as many Python threads as numba would use; serial twins let go of the GIL."""
+    n_threads = min(numba.get_num_threads(), len(starts))
+    if n_threads < 2:
+        for start in starts:
+            step(start)
+        return
+    with ThreadPoolExecutor(n_threads) as pool:
+        for _ in pool.map(step, starts):
+            pass
 
 
 def _started_layer() -> str | None:

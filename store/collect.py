@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files, generations
 from tokendance.store.folders import Folders
-from tokendance.store.layout import GROUPS, MANIFESTS, MASTERS, METADATA_NAME, MIRRORS
+from tokendance.store.layout import GROUPS, MASTERS, METADATA_NAME, MIRRORS
 from tokendance.store.manifest import Manifest
 
 __all__ = ["KEPT_GENERATIONS", "Collector", "objects_of"]
@@ -54,8 +54,13 @@ class Collector:
         untagged = [number for number in there if number not in spared]
         unwanted = untagged[: max(len(untagged) - keep_last, 0)]
         unwanted = [number for number in unwanted if number != there[-1]]
+        return self.remove(unwanted)
+
+    def remove(self, unwanted: list[int]) -> list[int]:
+        """Remove these generations but for the pinned ones, and what only they referred to; return which."""
         if not unwanted:
             return []
+        there = generations.numbers(self._folders)
         try:
             found = {number: self._objects_of(number) for number in there}
         except StoreCorruptError as error:
@@ -87,11 +92,7 @@ class Collector:
 
     def _objects_of(self, number: int) -> Objects:
         if number not in self._objects:
-            fd = files.open_file(str(number), self._folders.fd(MANIFESTS))
-            try:
-                self._objects[number] = objects_of(generations.read_manifest(fd, self._folders, number))
-            finally:
-                os.close(fd)
+            self._objects[number] = objects_of(generations.look_at(self._folders, number))
         return self._objects[number]
 
     @staticmethod

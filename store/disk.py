@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +161,7 @@ class DiskPlace:
         base_shape: ArrayShape | None,
     ) -> DiskOwn:
         def rows(name: str, of: ArrayShape, kind: BlockType) -> DiskRows:
-            return DiskRows(f"{number}/{name}", partial(self.folders.fd, MIRRORS), of, kind, self._checked())
+            return DiskRows(f"{MIRRORS}/{number}/{name}", self.folders.fd, of, kind, self._checked())
 
         base_rows = None if base_shape is None else rows("base", base_shape, _POSITIONS)
         return DiskOwn(number, rows("indices", index_shape, _POSITIONS), rows("values", shape, block_type), base_rows)

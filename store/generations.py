@@ -16,7 +16,7 @@ from tokendance.store.lock import pin, pinned
 from tokendance.store.manifest import Manifest, decode, encode
 from tokendance.store.place import BlockType
 
-__all__ = ["create", "is_store", "newest", "numbers", "open_generation", "publish", "remove_generations"]
+__all__ = ["create", "is_store", "look_at", "newest", "numbers", "open_generation", "publish", "remove_generations"]
 
 
 def is_store(path: str) -> bool:
@@ -46,10 +46,10 @@ def create(path: str, first: Manifest) -> None:
     """
     parent_path, name = os.path.split(os.path.abspath(path))
     parent = os.open(parent_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    temporary = f".{name[:100]}.{secrets.token_hex(6)}.new"
+    temporary = f".{name[:60]}.{secrets.token_hex(6)}.new"
     batch = Batch()
     try:
-        root = batch.make_folder(temporary, parent)
+        root = _temporary_root(batch, temporary, parent, path)
         try:
             _fill(batch, root, first)
             batch.sync()
@@ -68,6 +68,13 @@ def create(path: str, first: Manifest) -> None:
     finally:
         batch.drop()
         os.close(parent)
+
+
+def _temporary_root(batch: Batch, temporary: str, parent: int, path: str) -> int:
+    try:
+        return batch.make_folder(temporary, parent)
+    except OSError as error:
+        raise OSError(error.errno, f"a store cannot be made here ({error.strerror})", path) from None
 
 
 def _fill(batch: Batch, root: int, first: Manifest) -> None:
@@ -141,6 +148,13 @@ def open_generation(folders: Folders, generation: int | None = None) -> tuple[Ma
         os.close(fd)
         if generation is not None:
             raise UnknownGenerationError(f"generation {number} is being collected")
+
+
+def look_at(folders: Folders, number: int) -> Manifest:
+    """Read a generation without pinning it."""
+    fd = files.open_file(str(number), folders.fd(MANIFESTS))
+    with _closing(fd):
+        return read_manifest(fd, folders, number)
 
 
 def read_manifest(fd: int, folders: Folders, number: int) -> Manifest:

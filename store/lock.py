@@ -48,7 +48,6 @@ class WriterLock:
                     error.errno, f"{path} cannot be locked ({error.strerror}); keep it on a local disk"
                 ) from None
             raise StoreLockedError(
-                errno.EAGAIN,
                 f"{path} is being written by process {holder}; close it there, or open with mode='r' to read",
             ) from None
         os.ftruncate(self._fd, 0)

@@ -94,10 +94,8 @@ class MemoryPlace:
         base: NDArray[np.int64] | None,
         block_type: BlockType,
     ) -> Own:
-        """Copy a mirror's own blocks."""
-        kept = aligned_empty(blocks.nbytes)
-        kept.reshape(blocks.shape)[:] = blocks
-        rows = MemoryRows(kept, *blocks.shape)
+        """Keep a mirror's own blocks."""
+        rows = MemoryRows(blocks.reshape(-1), *blocks.shape)
         return MemoryOwn(_frozen(indices), None if base is None else _frozen(base), rows)
 
     def abandon(self) -> None:

@@ -1,7 +1,5 @@
 """Handles to what a manifest names: a master's array, and a mirror's group of arrays."""
 
-from functools import partial
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,7 +26,7 @@ class DiskMaster(DiskRows):
         *,
         newest: bool = True,
     ) -> None:
-        super().__init__(str(number), partial(folders.fd, MASTERS), shape, block_type, checked)
+        super().__init__(f"{MASTERS}/{number}", folders.fd, shape, block_type, checked)
         self.number = number
         self.newest = newest
 
@@ -50,6 +48,10 @@ class DiskOwn:
         self._indices: NDArray[np.int64] | None = None
         self._base: NDArray[np.int64] | None = None
 
+    def arrays(self) -> list[DiskRows]:
+        """Return the arrays that it is made of."""
+        return [self.index_rows, self.rows, *([] if self.base_rows is None else [self.base_rows])]
+
     @property
     def stored_bytes(self) -> int:
         """What they take on disk."""
@@ -68,7 +70,7 @@ class DiskOwn:
         if self._indices is None:
             found = _positions(self.index_rows)
             if len(found) and (found[0] < 0 or np.any(np.diff(found) <= 0)):
-                raise StoreCorruptError(f"mirrors/{self.index_rows.path}: positions must go upwards from 0")
+                raise StoreCorruptError(f"{self.index_rows.path}: positions must go upwards from 0")
             self._indices = found
         return self._indices
 
@@ -78,7 +80,7 @@ class DiskOwn:
         if self.base_rows is not None and self._base is None:
             found = _positions(self.base_rows)
             if np.any(found < -1):
-                raise StoreCorruptError(f"mirrors/{self.base_rows.path}: a base map holds -1 and upwards")
+                raise StoreCorruptError(f"{self.base_rows.path}: a base map holds -1 and upwards")
             self._base = found
         return self._base
 

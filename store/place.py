@@ -91,7 +91,10 @@ class Place(Protocol):
         base: NDArray[np.int64] | None,
         block_type: BlockType,
     ) -> Own:
-        """Keep a copy of a mirror's own blocks, their sorted positions, and its base map if it has one."""
+        """Keep a mirror's own blocks, their sorted positions, and its base map if it has one.
+
+        `blocks` are given away: whoever calls never writes to them again.
+        """
 
     def abandon(self) -> None:
         """Forget what was put since the last commit."""

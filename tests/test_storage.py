@@ -208,7 +208,12 @@ def test_fork_remove_and_rebase_keep_every_byte(make: Make) -> None:
     storage.register_mirror("a", master * 3)
     assert storage.meta("m2") == {"turn": 1}
     expected = {"m": master, "m2": master, "a": master * 3, "a2": mirror}
-    for step in (lambda: storage.rebase("a2"), storage.rebase, lambda: storage.remove("m2"), lambda: storage.remove("m")):
+    for step in (
+        lambda: storage.rebase("a2"),
+        storage.rebase,
+        lambda: storage.remove("m2"),
+        lambda: storage.remove("m"),
+    ):
         step()
         for key in storage.agents:
             assert same(storage.reconstruct(key), expected[key]), key
@@ -225,7 +230,11 @@ def test_parts_come_back_in_the_order_asked(make: Make) -> None:
     storage.register_mirror("a", mirror)
     for selection in (slice(2, 9, 3), [6, 0, -1], np.array([5, 5]), np.arange(12) % 2 == 0, [], range(3)):
         for copy in (True, False):
-            wanted = mirror[list(selection)] if isinstance(selection, range) else mirror[np.asarray(selection, int) if isinstance(selection, list) else selection]
+            wanted = (
+                mirror[list(selection)]
+                if isinstance(selection, range)
+                else mirror[np.asarray(selection, int) if isinstance(selection, list) else selection]
+            )
             assert same(storage.reconstruct("a", blocks=selection, copy=copy), wanted)
 
 
@@ -413,7 +422,7 @@ def random_cache(seed: int, n: int, shape: tuple[int, ...], dtype: np.dtype) -> 
 @given(script=scripts())
 def test_any_script_gives_what_the_naive_model_gives(where: str, script: tuple, tmp_path_factory) -> None:
     dtype, shape, threshold, steps = script
-    naive = NaiveStorage(threshold, ragged=True)
+    naive = NaiveStorage(threshold)
     if where == "memory":
         storage = td.TokenDanceStorage(threshold, ragged=True)
     else:

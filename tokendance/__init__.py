@@ -23,6 +23,7 @@ from tokendance.errors import (
 if TYPE_CHECKING:
     from tokendance.durable import TokenDanceStore
     from tokendance.opening import open_store as open  # noqa: A004 - td.open is what people know from other stores
+    from tokendance.repairing import verify_store as verify
     from tokendance.sparse_diff import SparseKVDiff
     from tokendance.storage import TokenDanceStorage
 
@@ -43,6 +44,7 @@ __all__ = [
     "UnknownAgentError",
     "UnknownGenerationError",
     "open",
+    "verify",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "TokenDanceStorage": ("tokendance.storage", "TokenDanceStorage"),
     "TokenDanceStore": ("tokendance.durable", "TokenDanceStore"),
     "open": ("tokendance.opening", "open_store"),
+    "verify": ("tokendance.repairing", "verify_store"),
 }
 
 

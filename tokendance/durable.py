@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokendance import validate
 from tokendance.cohort import EMPTY, Cohort
@@ -18,6 +18,10 @@ from tokendance.store.disk import DiskPlace
 from tokendance.store.folders import Folders
 from tokendance.store.lock import WriterLock
 from tokendance.store.manifest import Manifest, encode
+from tokendance.store.place import Place
+
+if TYPE_CHECKING:
+    from tokendance.verifying import Progress, Verification
 
 __all__ = ["Generation", "TokenDanceStore"]
 
@@ -59,6 +63,12 @@ class TokenDanceStore(TokenDanceStorage):
     def __init__(self, folders: Folders, lock: WriterLock | None, at: int | str | None, *, checksums: bool) -> None:
         self._folders = folders
         self._writer = lock
+        self._checksums = checksums
+        self._pin = -1
+        self._load(at)
+
+    def _load(self, at: int | str | None) -> None:
+        folders = self._folders
         newest, self._pin = generations.open_generation(folders)
         wanted = _generation_at(newest, at)
         if wanted == newest.generation:
@@ -67,13 +77,13 @@ class TokenDanceStore(TokenDanceStorage):
             os.close(self._pin)
             self._pin = -1
             manifest, self._pin = generations.open_generation(folders, wanted)
-        super().__init__(manifest.threshold, manifest.ragged)
+        TokenDanceStorage.__init__(self, manifest.threshold, manifest.ragged)
         self._manifest = manifest
         self._last = newest.generation
         self._identity = manifest.identity
         self._tags = dict(newest.tags)
         self._next_object = newest.next_object
-        self._place: DiskPlace = DiskPlace(folders, newest.next_object, checksums=checksums)
+        self._place: DiskPlace = DiskPlace(folders, newest.next_object, checksums=self._checksums)
         self._collector = Collector(folders)
         self._committed = cohort_in(manifest, self._place, newest=manifest is newest)
 
@@ -166,6 +176,38 @@ class TokenDanceStore(TokenDanceStorage):
             self._collector.sweep()
             return removed
 
+    def verify(self, *, repair: bool = False, progress: "Progress | None" = None) -> "Verification":
+        """Check every byte of every generation; `tokendance.repairing.verify_store` says what repair does.
+
+        Parameters
+        ----------
+        repair : bool
+            Drop what cannot be right and keep the rest.
+        progress : callable, optional
+            Called with the bytes read so far and the bytes there are.
+        """
+        from tokendance.repairing import repair_store
+        from tokendance.verifying import Audit
+
+        with self._lock:
+            if not repair:
+                return Audit(self._folders, progress).run()
+            if self._draft is not None:
+                raise RuntimeError("verify(repair=True) cannot run inside a transaction; end it first")
+            self._writable()
+            assert self._writer is not None
+            self._unpin()
+            try:
+                return repair_store(self._folders, self._writer, progress)
+            finally:
+                self._load(None)
+
+    def drop_generations(self, numbers: list[int]) -> list[int]:
+        """Remove generations that are damaged, and the tags on them; those that a reader has open stay."""
+        for name in [name for name, number in self._tags.items() if number in numbers]:
+            self.untag(name)
+        return self._collector.remove(numbers)
+
     def start_over(self, rule: Rule, identity: dict[str, Any] | None) -> None:
         """Commit an empty generation made with another rule, and collect all others that nobody has open."""
         with self._lock, self.transaction():
@@ -173,23 +215,29 @@ class TokenDanceStore(TokenDanceStorage):
             self._draft = replace(EMPTY)
         self.gc()
 
-    def take_over(self, put: Callable[[DiskPlace], Cohort]) -> None:
-        """Commit the cohort that `put` puts into this store's place."""
-        self._change(lambda _cohort, _place: put(self._place))
+    def take_over(self, step: Callable[[Cohort, Place], Cohort]) -> None:
+        """Commit what `step` makes of this store's cohort."""
+        self._change(step)
+
+    def number_after(self, generation: int) -> None:
+        """Give the next generation a number past this one, which was there once and is damaged."""
+        self._last = max(self._last, generation)
 
     def close(self) -> None:
         """Let others write, and forget the files. Arrays that were mapped stay as they are."""
         with self._lock:
             if self._writer is not None:
                 self._writer.release()
-            if self._pin >= 0:
-                os.close(self._pin)
-                self._pin = -1
+            self._unpin()
             self._folders.close()
 
     def __del__(self) -> None:
         """Let go of the generation of a store that was dropped without closing it."""
-        if getattr(self, "_pin", -1) >= 0:
+        if hasattr(self, "_pin"):
+            self._unpin()
+
+    def _unpin(self) -> None:
+        if self._pin >= 0:
             os.close(self._pin)
             self._pin = -1
 
@@ -232,9 +280,7 @@ class TokenDanceStore(TokenDanceStorage):
         self._committed, self._manifest, self._last = cohort, manifest, manifest.generation
         self._tags, self._next_object = dict(manifest.tags), manifest.next_object
         self._collector.remember(manifest)
-        if self._pin >= 0:
-            os.close(self._pin)
-            self._pin = -1
+        self._unpin()
 
 
 def _generation_at(newest: Manifest, at: int | str | None) -> int:

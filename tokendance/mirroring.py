@@ -1,6 +1,6 @@
 """How a cache becomes a mirror: which of its blocks it keeps, and which the master stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,13 @@ from tokendance.cohort import Cohort, Master, Mirror
 from tokendance.dtypes import dtype_named
 from tokendance.restoring import copy_blocks
 from tokendance.sparse_diff import SparseKVDiff
+from tokendance.store.mapping import aligned_empty
 from tokendance.store.place import Place
+from tokendance.validate import Blocks
 
-__all__ = ["delta_of", "diff_of", "kept_blocks", "mirror_of"]
+Meta = Mapping[str, Any]
+
+__all__ = ["delta_of", "diff_of", "kept_blocks", "mirrors_of", "taken"]
 
 
 def kept_blocks(norms: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
@@ -37,27 +41,46 @@ def kept_blocks(norms: NDArray[np.float64], threshold: float) -> NDArray[np.bool
     return norms >= 0.0 if threshold == 0.0 else norms > threshold
 
 
-def mirror_of(
-    master: Master, rows: NDArray[np.uint8], place: Place, threshold: float, meta: Mapping[str, Any]
-) -> Mirror:
-    """Keep of a cache what the master does not have at the same positions.
+def mirrors_of(
+    master: Master, caches: Sequence[Blocks], place: Place, threshold: float, metas: Sequence[Meta]
+) -> list[Mirror]:
+    """Keep of each cache what the master does not have at the same positions.
 
-    Parameters
-    ----------
-    rows : numpy.ndarray
-        ``(n_blocks, block_bytes)`` uint8: the cache. What it has beyond the master's end it keeps.
+    The master is read from memory once for all of them. What a cache has beyond the master's end it keeps.
     """
-    from tokendance.kernels.diff import block_norms
+    from tokendance.kernels.diff import block_norms, round_norms
 
-    n_blocks = rows.shape[0]
-    compared = min(n_blocks, master.rows.n_rows)
-    kept = np.ones(n_blocks, np.bool_)
-    norms = block_norms(master.rows.view()[:compared], rows[:compared], master.block_type.dtype_name)
-    kept[:compared] = kept_blocks(norms, threshold)
-    dropped = norms[~kept[:compared]]
+    dtype_name, n_master = master.block_type.dtype_name, master.rows.n_rows
+    view = master.rows.view()
+    compared = [cache.rows[:n_master] for cache in caches]
+    if len(compared) == 1:
+        norms = [block_norms(view[: len(compared[0])], compared[0], dtype_name)]
+    else:
+        norms = round_norms(view, compared, dtype_name)
+    return [
+        _mirror(master, cache.rows, place, norm, threshold, meta)
+        for cache, norm, meta in zip(caches, norms, metas, strict=True)
+    ]
+
+
+def _mirror(
+    master: Master, rows: NDArray[np.uint8], place: Place, norms: NDArray[np.float64], threshold: float, meta: Meta
+) -> Mirror:
+    kept = np.ones(rows.shape[0], np.bool_)
+    kept[: len(norms)] = kept_blocks(norms, threshold)
+    dropped = norms[~kept[: len(norms)]]
     indices = np.flatnonzero(kept)
-    own = place.put_own(indices, rows[indices], None, master.block_type) if len(indices) else None
-    return Mirror(BlockTable(n_blocks, own), max(float(dropped.max(initial=0.0)), 0.0), meta)
+    own = place.put_own(indices, taken(rows, indices), None, master.block_type) if len(indices) else None
+    return Mirror(BlockTable(rows.shape[0], own), max(float(dropped.max(initial=0.0)), 0.0), meta)
+
+
+def taken(rows: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return a copy of some rows of ``(n, row_bytes)`` uint8, on a 64-byte boundary."""
+    from tokendance.kernels.restore import restore_blocks
+
+    out = aligned_empty(len(positions) * rows.shape[1]).reshape(len(positions), rows.shape[1])
+    restore_blocks(rows, rows[:0], positions, out)
+    return out
 
 
 def diff_of(cohort: Cohort, mirror: Mirror, threshold: float) -> SparseKVDiff:

@@ -113,7 +113,7 @@ def open_store(
 def save(cohort: Cohort, rule: Rule, path: str) -> None:
     """Write a cohort to a store, in place of what that held."""
     with open_store(path, "w", diff_threshold=rule.threshold, ragged=rule.ragged) as store:
-        store.take_over(lambda place: registering.copied(cohort, place))
+        store.take_over(lambda _before, place: registering.copied(cohort, place))
 
 
 def _filled(asked: tuple[float | None, bool | None]) -> tuple[float, bool]:

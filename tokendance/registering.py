@@ -10,7 +10,7 @@ from tokendance.block_table import BlockTable
 from tokendance.cohort import Cohort, Master, Mirror
 from tokendance.electing import block_prints, cohort_prints, elected
 from tokendance.errors import ShapeMismatchError
-from tokendance.mirroring import mirror_of
+from tokendance.mirroring import mirrors_of
 from tokendance.rebasing import Move, moved_mirrors, placed_master, rebased
 from tokendance.store.place import Place
 from tokendance.validate import Blocks, check_fit
@@ -55,7 +55,7 @@ def with_mirror(
             f"{agent_id!r} is the master; use register_master() for new content, or rebase() to another master first"
         )
     check_fit(blocks, master.rows.n_rows, master.block_type, ragged=rule.ragged)
-    mirror = mirror_of(master, blocks.rows, place, rule.threshold, meta)
+    (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta])
     return replace(cohort, mirrors={**cohort.mirrors, agent_id: mirror})
 
 
@@ -71,12 +71,10 @@ def with_round(
     _check_round(cohort, rule, caches, outside)
     start = _with_round_master(cohort, place, caches, metas, master_id, outside)
     master = start.needs_master()
-    mirrors = dict(start.mirrors)
-    for agent_id, blocks in caches.items():
-        if agent_id != master_id:
-            meta = metas.get(agent_id, {})
-            mirrors[agent_id] = mirror_of(master, blocks.rows, place, rule.threshold, meta)
-    return replace(start, mirrors=mirrors)
+    others = [agent_id for agent_id in caches if agent_id != master_id]
+    said = [metas.get(agent_id, {}) for agent_id in others]
+    mirrors = mirrors_of(master, [caches[agent_id] for agent_id in others], place, rule.threshold, said)
+    return replace(start, mirrors={**start.mirrors, **dict(zip(others, mirrors, strict=True))})
 
 
 def _master_of_round(cohort: Cohort, caches: Mapping[str, Blocks]) -> str:
