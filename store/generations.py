@@ -8,13 +8,11 @@ from collections.abc import Iterable
 
 from tokendance.errors import StoreCorruptError, UnknownGenerationError
 from tokendance.store import files, layout
-from tokendance.store.arrays import ArrayShape, metadata_of
 from tokendance.store.batch import Batch
 from tokendance.store.folders import Folders
 from tokendance.store.layout import GROUPS, LOCK_NAME, MANIFESTS, MAX_MANIFEST_BYTES, METADATA_NAME
 from tokendance.store.lock import pin, pinned
 from tokendance.store.manifest import Manifest, decode, encode
-from tokendance.store.place import BlockType
 
 __all__ = ["create", "is_store", "look_at", "newest", "numbers", "open_generation", "publish", "remove_generations"]
 
@@ -85,9 +83,7 @@ def _fill(batch: Batch, root: int, first: Manifest) -> None:
             batch.write(METADATA_NAME, folder, (layout.group_document(),))
     folder = batch.make_folder(MANIFESTS, root)
     with _closing(folder):
-        # An array, not a group: zarr lists what is in a group and warns of files that are no part of a hierarchy.
-        empty = metadata_of(ArrayShape(0, 1, 1, 1), BlockType("uint8", ()))
-        batch.write(METADATA_NAME, folder, (empty,))
+        batch.write(METADATA_NAME, folder, (layout.manifests_document(),))
         batch.write(str(first.generation), folder, (encode(first),))
 
 

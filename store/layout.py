@@ -23,6 +23,7 @@ __all__ = [
     "chunk_rows_for",
     "generation_of",
     "group_document",
+    "manifests_document",
     "n_chunks",
     "page_rows",
     "root_document",
@@ -98,6 +99,14 @@ def _document(content: dict[str, Any]) -> bytes:
 def group_document() -> bytes:
     """Return the metadata of the groups `masters`, `mirrors` and each mirror."""
     return _document({"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def manifests_document() -> bytes:
+    """Return the metadata of the manifests folder: an empty array.
+
+    It is no group, since zarr lists what is in a group and warns of files that are no part of a hierarchy.
+    """
+    return array_document((0,), 1, "uint8", "uint8")
 
 
 def root_document() -> bytes:

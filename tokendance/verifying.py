@@ -94,6 +94,7 @@ class Audit:
         self.unreadable: list[int] = []
         self.documents: dict[str, bytes] = {}
         self._progress = progress
+        self._cohorts: dict[int, Cohort] = {}
         self._damaged: dict[str, dict[int, str]] = {}
 
     def run(self) -> Verification:
@@ -110,8 +111,11 @@ class Audit:
 
     def cohort(self, number: int) -> Cohort:
         """Return the cohort of a readable generation."""
-        manifest = self.manifests[number]
-        return cohort_in(manifest, DiskPlace(self.folders, manifest.next_object, checksums=False), newest=False)
+        if number not in self._cohorts:
+            manifest = self.manifests[number]
+            place = DiskPlace(self.folders, manifest.next_object, checksums=False)
+            self._cohorts[number] = cohort_in(manifest, place, newest=False)
+        return self._cohorts[number]
 
     def damaged_agents(self, cohort: Cohort) -> dict[str, str]:
         """Return, for each agent of a cohort that does not come back whole, why."""
@@ -178,6 +182,7 @@ class Audit:
     def _check_documents(self) -> None:
         number = max(self.manifests, default=0)
         self._check_document("", "", layout.root_document(), number)
+        self._check_document(MANIFESTS, "", layout.manifests_document(), number)
         for group in layout.GROUPS:
             self._check_document(group, "", layout.group_document(), number)
         mirrors = {one for manifest in self.manifests.values() for one in objects_of(manifest) if one[0] == MIRRORS}

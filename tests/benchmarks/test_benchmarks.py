@@ -309,7 +309,10 @@ def test_the_documents_have_blocks_that_exist():
 
 @pytest.mark.parametrize(
     ("arguments", "status", "expected"),
-    [(["--help"], 0, "--markdown"), (["--only", "nothing of that name"], 2, "is in no name; there are: register_mirror")],
+    [
+        (["--help"], 0, "--markdown"),
+        (["--only", "nothing of that name"], 2, "is in no name; there are: register_mirror"),
+    ],
 )
 def test_the_command_line(arguments, status, expected):
     child = subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True)
