@@ -30,7 +30,7 @@ def _reserved(n_bytes: int) -> NDArray[np.uint8]:
     return aligned_empty(n_bytes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class MemoryRows:
     """The first `n_rows` rows of a range of memory."""
 

@@ -1,7 +1,7 @@
 """A disk that stops, fails or loses power at any step of a writer.
 
-`Disk` stands in for the `os` module inside `tokendance.store`, so that every call that changes the disk is a numbered step:
-making a file, each write, truncate, fsync, mkdir, rename, link, unlink, rmdir. At a chosen step it can
+`Disk` stands in for the `os` module inside `tokendance.store`, so that every call that changes the disk is a numbered
+step: making a file, each write, truncate, fsync, mkdir, rename, link, unlink, rmdir. At a chosen step it can
 
 - crash: half of a write is done, anything else is not, and every later step of the same process fails too, so that no
   clean-up runs;

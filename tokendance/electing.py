@@ -1,6 +1,6 @@
 """Which agent the master should be: the one that leaves the least to store."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,11 +10,11 @@ from tokendance.cohort import Cohort
 __all__ = ["block_prints", "cohort_prints", "elected"]
 
 
-def block_prints(rows: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Return a crc32c of each block, ``(n_blocks,)`` uint32; one pass over ``(n_blocks, block_bytes)`` uint8."""
+def block_prints(rows: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint32]:
+    """Return a crc32c of each row of bytes, ``(n_blocks,)`` uint32; one pass over ``(n_blocks, block_bytes)`` uint8."""
     import google_crc32c
 
-    return np.fromiter((google_crc32c.value(row) for row in rows), np.uint32, len(rows))
+    return np.fromiter((google_crc32c.value(row) for row in rows), np.uint32)
 
 
 def cohort_prints(cohort: Cohort) -> dict[str, NDArray[np.uint32]]:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from tokendance.cohort import EMPTY, Cohort
 from tokendance.dtypes import dtype_named
 from tokendance.mirroring import diff_of
 from tokendance.registering import Rule
-from tokendance.restoring import reconstructed
+from tokendance.restoring import reconstructed, reconstructed_round
 from tokendance.sparse_diff import SparseKVDiff
 from tokendance.store.mapping import read_only
 
@@ -109,6 +110,25 @@ class ReadableStorage:
             A file is missing, cut short, or does not match its checksum.
         """
         return reconstructed(self._cohort, agent_id, out, copy, blocks)
+
+    def reconstruct_many(self, agent_ids: Iterable[str] | None = None, *, copy: bool = True) -> dict[str, NDArray[Any]]:
+        """Return the caches of many agents, all of one state, reading the master from memory once.
+
+        Parameters
+        ----------
+        agent_ids : iterable of str, optional
+            All agents if not given.
+        copy : bool
+            As for `reconstruct`.
+
+        Returns
+        -------
+        dict
+            Each agent's cache.
+        """
+        cohort = self._cohort
+        chosen = list(dict.fromkeys(cohort.agents() if agent_ids is None else agent_ids))
+        return dict(zip(chosen, reconstructed_round(cohort, chosen, copy), strict=True))
 
     def compression_ratio(self) -> float:
         """Return the blocks of all agents over the blocks that are stored: at most the number of agents."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tokendance.basing import based_mirror
 from tokendance.block_table import BlockTable
 from tokendance.cohort import Cohort, Master, Mirror
 from tokendance.electing import block_prints, cohort_prints, elected
@@ -13,7 +14,7 @@ from tokendance.errors import ShapeMismatchError
 from tokendance.mirroring import mirrors_of
 from tokendance.rebasing import Move, moved_mirrors, placed_master, rebased
 from tokendance.store.place import Place
-from tokendance.validate import Blocks, check_fit
+from tokendance.validate import Blocks, check_base, check_fit
 
 __all__ = ["Rule", "with_fork", "with_master", "with_mirror", "with_round", "with_shared_blocks", "without"]
 
@@ -46,16 +47,26 @@ def with_master(
 
 
 def with_mirror(
-    cohort: Cohort, place: Place, rule: Rule, agent_id: str, blocks: Blocks, meta: Mapping[str, Any]
+    cohort: Cohort,
+    place: Place,
+    rule: Rule,
+    agent_id: str,
+    blocks: Blocks,
+    meta: Mapping[str, Any],
+    base: object = None,
 ) -> Cohort:
-    """Register a mirror, or new content for one."""
+    """Register a mirror, or new content for one, against the same positions of the master or those of `base`."""
     master = cohort.needs_master("register_master() must be called before register_mirror()")
     if agent_id == master.agent_id:
         raise ValueError(
             f"{agent_id!r} is the master; use register_master() for new content, or rebase() to another master first"
         )
     check_fit(blocks, master.rows.n_rows, master.block_type, ragged=rule.ragged)
-    (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta])
+    if base is None:
+        (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta])
+    else:
+        where = check_base(base, len(blocks.rows), master.rows.n_rows)
+        mirror = based_mirror(master, blocks.rows, place, rule.threshold, meta, where)
     return replace(cohort, mirrors={**cohort.mirrors, agent_id: mirror})
 
 

@@ -1,6 +1,7 @@
 """Blocks of an agent put together again, copied or mapped."""
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ from tokendance.store.page_table import map_agent
 from tokendance.store.place import Own
 from tokendance.validate import check_out, check_selection
 
-__all__ = ["copy_blocks", "map_blocks", "reconstructed"]
+__all__ = ["copy_blocks", "copy_round", "map_blocks", "reconstructed", "reconstructed_round"]
 
 # Importing numba and starting its threads takes 0.7 s, in which numpy alone copies some 4 GiB.
 _KERNEL_FROM_BYTES = 4 << 30
-_NOTHING = np.empty((0, 1), np.uint8)
 
 
 def copy_blocks(
@@ -39,18 +39,11 @@ def copy_blocks(
     numpy.ndarray
         ``(n, block_bytes)`` uint8.
     """
-    rows = cohort.needs_master().rows
     if out is None:
-        out = aligned_empty(len(sources) * rows.row_bytes).reshape(len(sources), rows.row_bytes)
+        out = _fresh(cohort, len(sources))
     if len(sources) == 0:
         return out
-    ours = sources < 0
-    master_view = rows.view(sources[~ours])
-    own_view = _NOTHING if own is None else own.rows.view(~sources[ours])
-    if own_view.shape[0] == 0:
-        own_view = master_view[:0]
-    if master_view.shape[0] == 0:
-        master_view = own_view[:0]
+    master_view, own_view = _views(cohort, sources, own)
     if "numba" in sys.modules or out.nbytes >= _KERNEL_FROM_BYTES:
         from tokendance.kernels.restore import restore_blocks
 
@@ -58,6 +51,36 @@ def copy_blocks(
     else:
         _copy_runs(master_view, own_view, sources, out)
     return out
+
+
+def copy_round(cohort: Cohort, agent_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
+    """Copy the caches of many agents, reading the master from memory once."""
+    from tokendance.kernels.restore import restore_round
+
+    found = [cohort.sources(agent_id) for agent_id in agent_ids]
+    outs = [_fresh(cohort, len(sources)) for sources, _ in found]
+    own_views = [_views(cohort, sources, own)[1] for sources, own in found]
+    master_view = cohort.needs_master().rows.view(np.empty(0, np.int64))
+    if master_view.size:
+        restore_round(master_view, own_views, [sources for sources, _ in found], outs)
+    else:
+        for (sources, own), out in zip(found, outs, strict=True):
+            copy_blocks(cohort, sources, own, out)
+    return outs
+
+
+def _fresh(cohort: Cohort, n_blocks: int) -> NDArray[np.uint8]:
+    row_bytes = cohort.needs_master().rows.row_bytes
+    return aligned_empty(n_blocks * row_bytes).reshape(n_blocks, row_bytes)
+
+
+def _views(cohort: Cohort, sources: NDArray[np.int64], own: Own | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the master's blocks and an agent's own, those that `sources` names checked."""
+    ours = sources < 0
+    master_view = cohort.needs_master().rows.view(sources[~ours])
+    if own is None:
+        return master_view, master_view[:0]
+    return master_view, own.rows.view(~sources[ours])
 
 
 def _copy_runs(
@@ -94,6 +117,17 @@ def reconstructed(cohort: Cohort, agent_id: str, out: NDArray[Any] | None, copy:
             raise ValueError("out= is filled by copying; leave out copy=False, or out")
         copy_blocks(cohort, sources, own, check_out(out, len(sources), master.block_type))
         return out
-    rows = copy_blocks(cohort, sources, own) if copy else map_blocks(cohort, sources, own)
-    dtype = dtype_named(master.block_type.dtype_name)
-    return rows.reshape(-1).view(dtype).reshape(len(sources), *master.block_type.block_shape)
+    return _as_cache(cohort, copy_blocks(cohort, sources, own) if copy else map_blocks(cohort, sources, own))
+
+
+def reconstructed_round(cohort: Cohort, agent_ids: Sequence[str], copy: bool) -> list[NDArray[Any]]:
+    """Return the caches of many agents, of one state."""
+    cohort.needs_master()
+    if copy:
+        return [_as_cache(cohort, rows) for rows in copy_round(cohort, agent_ids)]
+    return [_as_cache(cohort, map_blocks(cohort, *cohort.sources(agent_id))) for agent_id in agent_ids]
+
+
+def _as_cache(cohort: Cohort, rows: NDArray[np.uint8]) -> NDArray[Any]:
+    dtype_name, block_shape = cohort.needs_master().block_type
+    return rows.reshape(-1).view(dtype_named(dtype_name)).reshape(rows.shape[0], *block_shape)

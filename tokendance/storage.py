@@ -5,7 +5,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
@@ -17,6 +17,9 @@ from tokendance.registering import Rule
 from tokendance.sparse_diff import SparseKVDiff
 from tokendance.store.memory import MemoryPlace
 from tokendance.store.place import Place
+
+if TYPE_CHECKING:
+    from tokendance.basing import Base
 
 __all__ = ["TokenDanceStorage"]
 
@@ -88,7 +91,12 @@ class TokenDanceStorage(ReadableStorage):
         self._change(lambda cohort, place: registering.with_master(cohort, place, self._rule, key, blocks, said))
 
     def register_mirror(
-        self, agent_id: str, kv_blocks: NDArray[Any], *, meta: Mapping[str, Any] | None = None
+        self,
+        agent_id: str,
+        kv_blocks: NDArray[Any],
+        *,
+        base: "Base | None" = None,
+        meta: Mapping[str, Any] | None = None,
     ) -> SparseKVDiff:
         """Register an agent by the blocks in which it differs from the master. Reads both caches once.
 
@@ -97,6 +105,10 @@ class TokenDanceStorage(ReadableStorage):
         agent_id : str
         kv_blocks : numpy.ndarray
             ``(n_blocks, *block_shape)`` of the master's dtype and block shape, and of its length unless `ragged`.
+        base : array of int or "auto", optional
+            Which master block each block is compared with, -1 for none; by default the one at its own position.
+            ``"auto"`` finds blocks wherever they are in the master, byte for byte, so that a cache that something
+            private shifted by whole blocks stores only what is new.
         meta : dict, optional
 
         Raises
@@ -115,7 +127,7 @@ class TokenDanceStorage(ReadableStorage):
             validate.check_meta(meta),
         )
         after = self._change(
-            lambda cohort, place: registering.with_mirror(cohort, place, self._rule, key, blocks, said)
+            lambda cohort, place: registering.with_mirror(cohort, place, self._rule, key, blocks, said, base)
         )
         return diff_of(after, after.mirrors[key], self.diff_threshold)
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from tokendance.store.place import BlockType
 __all__ = [
     "Blocks",
     "check_agent_id",
+    "check_base",
     "check_blocks",
     "check_identity",
     "check_meta",
@@ -103,6 +104,25 @@ def check_fit(blocks: Blocks, n_master: int, block_type: BlockType, *, ragged: b
         raise ShapeMismatchError(
             f"{name} shape {came} must match master shape {expected}; agents of other lengths need ragged=True"
         )
+
+
+def check_base(base: object, n_blocks: int, n_master: int) -> NDArray[np.int64] | Literal["auto"]:
+    """Return a base map as ``(n_blocks,)`` int64, or "auto".
+
+    Raises
+    ------
+    ValueError
+        It has another length, or names a block that the master does not have.
+    """
+    if isinstance(base, str) and base == "auto":
+        return "auto"
+    if not isinstance(base, np.ndarray) or base.ndim != 1 or base.dtype.kind not in "iu":
+        raise TypeError(f"base must be 'auto' or a 1-D array of master positions, got {base!r:.60}")
+    if len(base) != n_blocks:
+        raise ShapeMismatchError(f"base must name a master block for each of the {n_blocks} blocks, got {len(base)}")
+    if n_blocks and not -1 <= int(base.min()) <= int(base.max()) < n_master:
+        raise ValueError(f"base must hold -1 to {n_master - 1}, got {base.min()} to {base.max()}")
+    return base.astype(np.int64)
 
 
 def check_threshold(threshold: object) -> float:
