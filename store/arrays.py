@@ -9,7 +9,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files, layout
-from tokendance.store.batch import Batch
 from tokendance.store.layout import CHECKSUM_BYTES
 from tokendance.store.mapping import Piece, aligned_empty, lay_out, pages_only
 from tokendance.store.place import BlockType
+
+if TYPE_CHECKING:
+    from tokendance.store.batch import Batch
 
 __all__ = ["ArrayShape", "DiskRows", "close_all", "metadata_of", "row_bytes_of", "write_array", "write_chunks"]
 
@@ -59,7 +61,7 @@ def _checksum(rows: NDArray[np.uint8], padding: int) -> bytes:
 
 
 def write_chunks(
-    batch: Batch,
+    batch: "Batch",
     folder: int,
     rows: NDArray[np.uint8],
     shape: ArrayShape,
@@ -89,7 +91,7 @@ def write_chunks(
 
 
 def write_array(
-    batch: Batch, folder: int, rows: NDArray[np.uint8], block_type: BlockType, chunk_rows: int
+    batch: "Batch", folder: int, rows: NDArray[np.uint8], block_type: BlockType, chunk_rows: int
 ) -> ArrayShape:
     """Write a new array, its metadata and its chunks, into its own open folder."""
     shape = ArrayShape(rows.shape[0], rows.shape[1], chunk_rows, 1 + len(block_type.block_shape))
@@ -116,8 +118,8 @@ class DiskRows:
         Returns an open folder, or raises if the store was closed.
     shape : ArrayShape
     block_type : BlockType
-    checked : set of int or None
-        Chunks whose checksum this process has seen to be right; None turns checking off.
+    checksums : bool
+        Compare each chunk with its checksum when this process first touches it.
     """
 
     def __init__(
@@ -126,12 +128,13 @@ class DiskRows:
         parent: Callable[[], int],
         shape: ArrayShape,
         block_type: BlockType,
-        checked: set[int] | None = None,
+        *,
+        checksums: bool,
     ) -> None:
         self.path = path
         self.shape = shape
         self.block_type = block_type
-        self.checked = checked
+        self.checked: set[int] | None = set() if checksums else None
         self.parent = parent
         self._mapped: NDArray[np.uint8] | None = None
 

@@ -8,17 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.store import files, layout
-from tokendance.store.arrays import ArrayShape, DiskRows, metadata_of, row_bytes_of, write_array, write_chunks
+from tokendance.store.arrays import ArrayShape, metadata_of, write_array, write_chunks
 from tokendance.store.batch import Batch
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MASTERS, MIRRORS
-from tokendance.store.manifest import MasterEntry, MirrorEntry
-from tokendance.store.objects import DiskMaster, DiskOwn
+from tokendance.store.objects import POSITIONS, DiskMaster, DiskOwn, OwnShapes, own_at
 from tokendance.store.place import BlockType, Rows
 
 __all__ = ["DiskPlace"]
-
-_POSITIONS = BlockType("int64", ())
 
 
 class DiskPlace:
@@ -39,9 +36,6 @@ class DiskPlace:
         self.checksums = checksums
         self._batch = Batch()
         self._new: list[tuple[str, int]] = []
-
-    def _checked(self) -> set[int] | None:
-        return set() if self.checksums else None
 
     def _new_object(self, group: str) -> tuple[int, int]:
         """Make the next object's folder; numbers that a crashed writer left behind are passed over."""
@@ -65,7 +59,7 @@ class DiskPlace:
             shape = write_array(self._batch, folder, blocks, block_type, chunk_rows)
         finally:
             os.close(folder)
-        return DiskMaster(self.folders, number, shape, block_type, self._checked())
+        return DiskMaster(self.folders, number, shape, block_type, checksums=self.checksums)
 
     def revise_master(self, old: Rows, blocks: NDArray[np.uint8], changed: NDArray[np.bool_]) -> DiskMaster:
         """Write the chunks that changed; the others are the old files under a second name."""
@@ -86,7 +80,7 @@ class DiskPlace:
         finally:
             os.close(source)
             os.close(folder)
-        return DiskMaster(self.folders, number, shape, old.block_type, self._checked())
+        return DiskMaster(self.folders, number, shape, old.block_type, checksums=self.checksums)
 
     def append_master(self, old: Rows, blocks: NDArray[np.uint8]) -> DiskMaster:
         """Write the new blocks, and the one chunk that they begin in, beside the old chunks."""
@@ -105,8 +99,10 @@ class DiskPlace:
         partial_rows = old.view(np.arange(first * shape.chunk_rows, old.n_rows))[first * shape.chunk_rows :]
         rows = np.concatenate((partial_rows, blocks))
         self._replace_chunks(old, shape, rows, range(first, shape.n_chunks))
-        checked = None if old.checked is None else old.checked - {first}
-        return DiskMaster(self.folders, old.number, shape, old.block_type, checked)
+        grown = DiskMaster(self.folders, old.number, shape, old.block_type, checksums=self.checksums)
+        if grown.checked is not None and old.checked is not None:
+            grown.checked |= old.checked - {first}
+        return grown
 
     def _replace_chunks(self, old: DiskMaster, shape: ArrayShape, rows: NDArray[np.uint8], chunks: range) -> None:
         # Made durable before they are renamed: until the commit the old generation reads them in place of its own.
@@ -138,12 +134,13 @@ class DiskPlace:
         number, folder = self._new_object(MIRRORS)
         try:
             self._batch.write(layout.METADATA_NAME, folder, (layout.group_document(),))
-            index_shape = self._member(folder, "indices", _as_bytes(indices), _POSITIONS)
+            index_shape = self._member(folder, "indices", _as_bytes(indices), POSITIONS)
             shape = self._member(folder, "values", blocks, block_type)
-            base_shape = None if base is None else self._member(folder, "base", _as_bytes(base), _POSITIONS)
+            base_shape = None if base is None else self._member(folder, "base", _as_bytes(base), POSITIONS)
         finally:
             os.close(folder)
-        return self._own_at(number, block_type, index_shape, shape, base_shape)
+        shapes = OwnShapes(index_shape, shape, base_shape)
+        return own_at(self.folders, number, block_type, shapes, checksums=self.checksums)
 
     def _member(self, group: int, name: str, rows: NDArray[np.uint8], block_type: BlockType) -> ArrayShape:
         folder = self._batch.make_folder(name, group)
@@ -151,39 +148,6 @@ class DiskPlace:
             return write_array(self._batch, folder, rows, block_type, layout.chunk_rows_for(*rows.shape))
         finally:
             os.close(folder)
-
-    def _own_at(
-        self,
-        number: int,
-        block_type: BlockType,
-        index_shape: ArrayShape,
-        shape: ArrayShape,
-        base_shape: ArrayShape | None,
-    ) -> DiskOwn:
-        def rows(name: str, of: ArrayShape, kind: BlockType) -> DiskRows:
-            return DiskRows(f"{MIRRORS}/{number}/{name}", self.folders.fd, of, kind, self._checked())
-
-        base_rows = None if base_shape is None else rows("base", base_shape, _POSITIONS)
-        return DiskOwn(number, rows("indices", index_shape, _POSITIONS), rows("values", shape, block_type), base_rows)
-
-    def master_at(self, entry: MasterEntry, block_type: BlockType, *, newest: bool) -> DiskMaster:
-        """Return the handle of a manifest's master."""
-        shape = ArrayShape(
-            entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, 1 + len(block_type.block_shape)
-        )
-        return DiskMaster(self.folders, entry.object, shape, block_type, self._checked(), newest=newest)
-
-    def own_of(self, entry: MirrorEntry, block_type: BlockType) -> DiskOwn | None:
-        """Return the handle of a manifest's mirror, None where it has nothing of its own."""
-        if entry.object is None:
-            return None
-        return self._own_at(
-            entry.object,
-            block_type,
-            ArrayShape(entry.n_own, 8, entry.index_chunk, 1),
-            ArrayShape(entry.n_own, row_bytes_of(block_type), entry.chunk_blocks, 1 + len(block_type.block_shape)),
-            ArrayShape(entry.n_base, 8, entry.base_chunk, 1) if entry.n_base else None,
-        )
 
     def make_durable(self, referenced: set[tuple[str, int]]) -> int:
         """Put what was written since the last commit on the disk, and return how many bytes of files that was.

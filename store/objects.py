@@ -1,16 +1,29 @@
 """Handles to what a manifest names: a master's array, and a mirror's group of arrays."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.errors import StoreCorruptError
 from tokendance.store import layout
-from tokendance.store.arrays import ArrayShape, DiskRows
+from tokendance.store.arrays import ArrayShape, DiskRows, row_bytes_of
 from tokendance.store.folders import Folders
-from tokendance.store.layout import MASTERS
+from tokendance.store.layout import MASTERS, MIRRORS
+from tokendance.store.manifest import MasterEntry, MirrorEntry
 from tokendance.store.place import BlockType
 
-__all__ = ["DiskMaster", "DiskOwn"]
+__all__ = ["POSITIONS", "DiskMaster", "DiskOwn", "OwnShapes", "master_at", "own_at", "own_of"]
+
+POSITIONS = BlockType("int64", ())
+
+
+class OwnShapes(NamedTuple):
+    """The sizes of the arrays in a mirror's folder."""
+
+    indices: ArrayShape
+    values: ArrayShape
+    base: ArrayShape | None
 
 
 class DiskMaster(DiskRows):
@@ -22,11 +35,11 @@ class DiskMaster(DiskRows):
         number: int,
         shape: ArrayShape,
         block_type: BlockType,
-        checked: set[int] | None,
         *,
+        checksums: bool,
         newest: bool = True,
     ) -> None:
-        super().__init__(f"{MASTERS}/{number}", folders.fd, shape, block_type, checked)
+        super().__init__(f"{MASTERS}/{number}", folders.fd, shape, block_type, checksums=checksums)
         self.number = number
         self.newest = newest
 
@@ -87,7 +100,40 @@ class DiskOwn:
 
 def _positions(rows: DiskRows) -> NDArray[np.int64]:
     # Read whole and checked even where checksums are off: these few bytes steer every copy.
-    always = DiskRows(rows.path, rows.parent, rows.shape, rows.block_type, set())
+    always = DiskRows(rows.path, rows.parent, rows.shape, rows.block_type, checksums=True)
     found = np.array(always.view()).reshape(-1).view(np.int64)
     found.flags.writeable = False
     return found
+
+
+def master_at(
+    folders: Folders, entry: MasterEntry, block_type: BlockType, *, checksums: bool, newest: bool
+) -> DiskMaster:
+    """Return the handle of a manifest's master; nothing is read."""
+    ndim = 1 + len(block_type.block_shape)
+    shape = ArrayShape(entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, ndim)
+    return DiskMaster(folders, entry.object, shape, block_type, checksums=checksums, newest=newest)
+
+
+def own_of(folders: Folders, entry: MirrorEntry, block_type: BlockType, *, checksums: bool) -> DiskOwn | None:
+    """Return the handle of a manifest's mirror, None where it has nothing of its own; nothing is read."""
+    if entry.object is None:
+        return None
+    ndim = 1 + len(block_type.block_shape)
+    shapes = OwnShapes(
+        ArrayShape(entry.n_own, 8, entry.index_chunk, 1),
+        ArrayShape(entry.n_own, row_bytes_of(block_type), entry.chunk_blocks, ndim),
+        ArrayShape(entry.n_base, 8, entry.base_chunk, 1) if entry.n_base else None,
+    )
+    return own_at(folders, entry.object, block_type, shapes, checksums=checksums)
+
+
+def own_at(folders: Folders, number: int, block_type: BlockType, shapes: OwnShapes, *, checksums: bool) -> DiskOwn:
+    """Return the handle of the blocks in `mirrors/<number>`."""
+
+    def rows(name: str, shape: ArrayShape, kind: BlockType) -> DiskRows:
+        return DiskRows(f"{MIRRORS}/{number}/{name}", folders.fd, shape, kind, checksums=checksums)
+
+    base_rows = None if shapes.base is None else rows("base", shapes.base, POSITIONS)
+    values = rows("values", shapes.values, block_type)
+    return DiskOwn(number, rows("indices", shapes.indices, POSITIONS), values, base_rows)

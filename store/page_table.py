@@ -1,6 +1,5 @@
 """An agent's blocks laid out as address space: the master's files and its own, next to each other."""
 
-import logging
 import mmap
 
 import numpy as np
@@ -11,8 +10,6 @@ from tokendance.store.mapping import MOST_PIECES, Piece, lay_out, pages_only
 from tokendance.store.place import Rows
 
 __all__ = ["map_agent"]
-
-_log = logging.getLogger("tokendance.store")
 
 
 def map_agent(master: Rows, own: Rows | None, sources: NDArray[np.int64]) -> NDArray[np.uint8] | None:
@@ -53,7 +50,9 @@ def map_agent(master: Rows, own: Rows | None, sources: NDArray[np.int64]) -> NDA
             return lay_out(runs, n_bytes=len(sources) * master.row_bytes, writable=True).reshape(len(sources), -1)
         return _with_copies(pieces, master, own, sources)
     except OSError as error:
-        _log.info("an agent is copied, not mapped: %s", error)
+        import logging
+
+        logging.getLogger("tokendance.store").info("an agent is copied, not mapped: %s", error)
         return None
     finally:
         close_all(pieces + (own_pieces or []))

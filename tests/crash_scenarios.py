@@ -8,9 +8,11 @@ import numpy as np
 from crash_disk import Crash, Disk
 
 import tokendance as td
+from tokendance.store import layout
 
 __all__ = ["SCENARIOS", "Scenario", "State", "die_at_step", "go_on", "holds", "shows", "small_chunks", "which"]
 
+CHUNK_BYTES, SMALL_CHUNK_BYTES = 8192, 4096
 Caches = Mapping[str, np.ndarray]
 WIDE, NARROW = (4, 64), (2, 3)  # blocks of 1 KiB, cut into chunks of 8; blocks of 24 bytes, in one small chunk
 
@@ -36,8 +38,8 @@ class Scenario(NamedTuple):
 
 def small_chunks(monkeypatch) -> None:
     """Cut arrays into chunks of 4 to 8 KiB, so that small caches have many."""
-    monkeypatch.setattr("tokendance.store.layout.CHUNK_BYTES", 8192)
-    monkeypatch.setattr("tokendance.store.layout.SMALL_CHUNK_BYTES", 4096)
+    monkeypatch.setattr("tokendance.store.layout.CHUNK_BYTES", CHUNK_BYTES)
+    monkeypatch.setattr("tokendance.store.layout.SMALL_CHUNK_BYTES", SMALL_CHUNK_BYTES)
 
 
 def blocks(seed: int, n: int, shape: tuple[int, ...] = WIDE) -> np.ndarray:
@@ -251,6 +253,7 @@ def go_on(path: Path, state: State) -> None:
 def die_at_step(path: str, name: str, step: int) -> None:
     """Run a scenario's operation in this process and kill it by SIGKILL at a step."""
     scenario = SCENARIOS[name]
+    layout.CHUNK_BYTES, layout.SMALL_CHUNK_BYTES = CHUNK_BYTES, SMALL_CHUNK_BYTES
     with Disk(Path(path).parent).mounted() as disk:
         subject = path if scenario.opens else td.open(path, mode="r+")
         disk.arm(step, "kill")

@@ -1,7 +1,7 @@
 """Writers stopped at every step on the file system: the store holds the last acknowledged state, or the new one.
 
-`crash_disk` says what a step is, and what a power cut leaves. `crash_scenarios` says what is stopped, and what must hold
-afterwards.
+`crash_disk` says what a step is, and what a power cut leaves. `crash_scenarios` says what is stopped, and what must
+hold afterwards.
 """
 
 import errno
@@ -103,11 +103,11 @@ def test_a_crash_or_a_power_cut_at_any_step_leaves_the_old_state_or_the_new(name
         disk = Disk(path.parent, track=True)
         with disk.mounted():
             crashed = crash_at(disk, SCENARIOS[name], path, step)
-        for turn, keep in enumerate(("least", "names", f"{name} {step}")):
+        for turn, keep in enumerate(("least", f"{name} {step}" if step % 2 else "names")):
             cut = path.parent.with_name(f"{path.parent.name} {keep}")
             disk.power_cut(cut, keep)
             try:
-                remains(cut / "s.td", name, before, whole=not crashed, writer=turn == step % 3)
+                remains(cut / "s.td", name, before, whole=not crashed, writer=turn == step // 2 % 2)
             except Exception as error:
                 error.add_note(f"power cut before step {step}, kept {keep!r}; steps: {disk.steps}")
                 raise
@@ -129,9 +129,12 @@ def test_a_failed_step_changes_nothing_and_can_be_tried_again(name: str, code: i
         with Disk(path.parent).mounted() as disk:
             subject = start(scenario, path)
             disk.arm(step, code)
+            failed = False
             try:
                 scenario.change(subject)
             except OSError:
+                failed = True
+            if failed:
                 disk.disarm()
                 _old_state_stands(subject, path, name, before, f"failed at step {step} of {disk.steps}")
                 scenario.change(subject)

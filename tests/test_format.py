@@ -279,6 +279,12 @@ def test_golden_says_what_else_it_holds():
         assert 0 < s.mirrors["nearly"].max_dropped_norm <= s.diff_threshold
 
 
+@pytest.mark.parametrize("name", GOLDEN_STORES)
+def test_golden_is_whole(name):
+    found = td.verify(GOLDEN / f"{name}.td")
+    assert (found.findings, found.leavings) == ((), ())
+
+
 def test_golden_covers_the_block_table():
     """A reader that passes the golden store has met tails, base maps, both, forks, and mirrors with nothing."""
     manifests = [decode((GOLDEN / "float16.td/manifests" / str(n)).read_bytes(), str(n)) for n in range(1, 7)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,14 @@ from tokendance.block_table import BlockTable
 from tokendance.errors import NoMasterError, UnknownAgentError
 from tokendance.store.place import BlockType, Own, Rows
 
-__all__ = ["EMPTY", "Cohort", "Master", "Mirror"]
+__all__ = ["EMPTY", "Cohort", "Master", "Mirror", "Rule"]
+
+
+class Rule(NamedTuple):
+    """What a storage was made with: its threshold, and whether agents may differ in length."""
+
+    threshold: float
+    ragged: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,20 +1,16 @@
 """A storage whose blocks are in a store on disk, and how one is opened."""
 
-import logging
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokendance import validate
-from tokendance.cohort import EMPTY, Cohort
+from tokendance.cohort import EMPTY, Cohort, Rule
 from tokendance.errors import ReadOnlyError, StoreLockedError, UnknownGenerationError
 from tokendance.records import Commit, cohort_in, manifest_of
-from tokendance.registering import Rule
 from tokendance.storage import TokenDanceStorage
 from tokendance.store import generations
-from tokendance.store.collect import Collector, objects_of
-from tokendance.store.disk import DiskPlace
 from tokendance.store.folders import Folders
 from tokendance.store.lock import WriterLock
 from tokendance.store.manifest import Manifest, encode
@@ -24,8 +20,6 @@ if TYPE_CHECKING:
     from tokendance.verifying import Progress, Verification
 
 __all__ = ["Generation", "TokenDanceStore"]
-
-_log = logging.getLogger("tokendance")
 
 
 class Generation(NamedTuple):
@@ -77,15 +71,19 @@ class TokenDanceStore(TokenDanceStorage):
             os.close(self._pin)
             self._pin = -1
             manifest, self._pin = generations.open_generation(folders, wanted)
-        TokenDanceStorage.__init__(self, manifest.threshold, manifest.ragged)
+        self._set_up(Rule(manifest.threshold, manifest.ragged))
         self._manifest = manifest
         self._last = newest.generation
         self._identity = manifest.identity
         self._tags = dict(newest.tags)
         self._next_object = newest.next_object
-        self._place: DiskPlace = DiskPlace(folders, newest.next_object, checksums=self._checksums)
-        self._collector = Collector(folders)
-        self._committed = cohort_in(manifest, self._place, newest=manifest is newest)
+        self._committed = cohort_in(manifest, folders, checksums=self._checksums, newest=manifest is newest)
+        if self._writer is not None:
+            from tokendance.store.collect import Collector
+            from tokendance.store.disk import DiskPlace
+
+            self._place: DiskPlace = DiskPlace(folders, newest.next_object, checksums=self._checksums)
+            self._collector = Collector(folders)
 
     @property
     def path(self) -> str:
@@ -255,6 +253,8 @@ class TokenDanceStore(TokenDanceStorage):
             )
 
     def _publish(self, cohort: Cohort) -> None:
+        from tokendance.store.collect import objects_of
+
         number = self._last + 1
         tags = {**self._tags, **{name: number for name in self._news if name}}
         commit = Commit(number, self.generation, self.identity, tags, self._place.next_object, 0)
@@ -274,7 +274,9 @@ class TokenDanceStore(TokenDanceStorage):
         try:
             self._collector.prune(tags.values())
         except OSError as error:  # the commit stands; what could not be removed is removed by a later one
-            _log.warning("%s: old generations could not be removed: %s", self.path, error)
+            import logging
+
+            logging.getLogger("tokendance").warning("%s: old generations could not be removed: %s", self.path, error)
 
     def _adopt(self, cohort: Cohort, manifest: Manifest) -> None:
         self._committed, self._manifest, self._last = cohort, manifest, manifest.generation

@@ -5,11 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tokendance import registering, validate
-from tokendance.cohort import Cohort
+from tokendance import validate
+from tokendance.cohort import Cohort, Rule
 from tokendance.durable import TokenDanceStore
 from tokendance.errors import IdentityMismatchError, StoreCorruptError
-from tokendance.registering import Rule
 from tokendance.store import generations
 from tokendance.store.folders import Folders
 from tokendance.store.lock import WriterLock
@@ -112,6 +111,8 @@ def open_store(
 
 def save(cohort: Cohort, rule: Rule, path: str) -> None:
     """Write a cohort to a store, in place of what that held."""
+    from tokendance import registering
+
     with open_store(path, "w", diff_threshold=rule.threshold, ragged=rule.ragged) as store:
         store.take_over(lambda _before, place: registering.copied(cohort, place))
 
@@ -135,8 +136,10 @@ def _make_if_needed(
         raise FileNotFoundError(f"{path} does not exist; open it with mode='a' to make a store")
     threshold, ragged = _filled(asked)
     first = Manifest(1, 0, time.time(), threshold, ragged, None, None, identity, 0, 0, None, ())
+    from tokendance.store.creating import create
+
     try:
-        generations.create(path, first)
+        create(path, first)
     except FileExistsError:
         if mode == "a" and generations.is_store(path):  # another process was faster
             return False

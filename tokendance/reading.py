@@ -3,18 +3,18 @@
 import os
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from tokendance import accounting, validate
-from tokendance.cohort import EMPTY, Cohort
+from tokendance import validate
+from tokendance.cohort import EMPTY, Cohort, Rule
 from tokendance.dtypes import dtype_named
-from tokendance.mirroring import diff_of
-from tokendance.registering import Rule
 from tokendance.restoring import reconstructed, reconstructed_round
-from tokendance.sparse_diff import SparseKVDiff
 from tokendance.store.mapping import read_only
+
+if TYPE_CHECKING:
+    from tokendance.sparse_diff import SparseKVDiff
 
 __all__ = ["ReadableStorage"]
 
@@ -65,8 +65,10 @@ class ReadableStorage:
         return {master.agent_id: rows.reshape(-1).view(dtype_named(master.block_type.dtype_name)).reshape(shape)}
 
     @property
-    def mirrors(self) -> dict[str, SparseKVDiff]:
+    def mirrors(self) -> "dict[str, SparseKVDiff]":
         """Every mirror's difference, by agent id."""
+        from tokendance.mirroring import diff_of
+
         cohort = self._cohort
         return {key: diff_of(cohort, mirror, self.diff_threshold) for key, mirror in cohort.mirrors.items()}
 
@@ -132,7 +134,9 @@ class ReadableStorage:
 
     def compression_ratio(self) -> float:
         """Return the blocks of all agents over the blocks that are stored: at most the number of agents."""
-        return accounting.compression_ratio(self._cohort)
+        from tokendance.accounting import compression_ratio
+
+        return compression_ratio(self._cohort)
 
     def stats(self) -> dict[str, Any]:
         """Return what is stored.
@@ -145,7 +149,9 @@ class ReadableStorage:
             positions and metadata) and ``byte_ratio``, which cannot exceed the number of agents; and under ``mirrors``
             the same for each mirror, whose ratio can.
         """
-        return accounting.statistics(self._cohort, self.diff_threshold, self._extra_bytes())
+        from tokendance.accounting import statistics
+
+        return statistics(self._cohort, self.diff_threshold, self._extra_bytes())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all agents to a store on disk, in place of the store that is there, if one is.

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tokendance.block_table import BlockTable
-from tokendance.cohort import EMPTY, Cohort, Master, Mirror
-from tokendance.registering import Rule
-from tokendance.store.disk import DiskPlace
+from tokendance.cohort import EMPTY, Cohort, Master, Mirror, Rule
+from tokendance.store.folders import Folders
 from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry
-from tokendance.store.objects import DiskMaster, DiskOwn
+from tokendance.store.objects import DiskMaster, DiskOwn, master_at, own_of
 from tokendance.store.place import BlockType
 
 __all__ = ["Commit", "cohort_in", "manifest_of"]
@@ -70,17 +69,17 @@ def _mirror_entry(agent_id: str, mirror: Mirror) -> MirrorEntry:
     )
 
 
-def cohort_in(manifest: Manifest, place: DiskPlace, *, newest: bool) -> Cohort:
+def cohort_in(manifest: Manifest, folders: Folders, *, checksums: bool, newest: bool) -> Cohort:
     """Return the cohort that a manifest describes; no array is read."""
     if manifest.master is None or manifest.dtype is None or manifest.block_shape is None:
         return EMPTY
     block_type = BlockType(manifest.dtype, manifest.block_shape)
-    rows = place.master_at(manifest.master, block_type, newest=newest)
+    rows = master_at(folders, manifest.master, block_type, checksums=checksums, newest=newest)
     owns: dict[int | None, DiskOwn | None] = {}
     mirrors: dict[str, Mirror] = {}
     for entry in manifest.mirrors:
         if entry.object not in owns:
-            owns[entry.object] = place.own_of(entry, block_type)
+            owns[entry.object] = own_of(folders, entry, block_type, checksums=checksums)
         mirrors[entry.agent] = Mirror(
             BlockTable(entry.n_blocks, owns[entry.object], entry.tail), entry.dropped, entry.meta
         )

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from tokendance.basing import based_mirror
 from tokendance.block_table import BlockTable
-from tokendance.cohort import Cohort, Master, Mirror
+from tokendance.cohort import Cohort, Master, Mirror, Rule
 from tokendance.electing import block_prints, cohort_prints, elected
 from tokendance.errors import ShapeMismatchError
 from tokendance.mirroring import mirrors_of
@@ -16,16 +16,9 @@ from tokendance.rebasing import Move, moved_mirrors, placed_master, rebased
 from tokendance.store.place import Place
 from tokendance.validate import Blocks, check_base, check_fit
 
-__all__ = ["Rule", "with_fork", "with_master", "with_mirror", "with_round", "with_shared_blocks", "without"]
+__all__ = ["with_fork", "with_master", "with_mirror", "with_round", "with_shared_blocks", "without"]
 
 Metas = Mapping[str, Mapping[str, Any]]
-
-
-class Rule(NamedTuple):
-    """What a storage was made with: its threshold, and whether agents may differ in length."""
-
-    threshold: float
-    ragged: bool
 
 
 def with_master(

@@ -2,10 +2,10 @@
 
 import os
 
-from tokendance.cohort import Cohort
+from tokendance.cohort import Cohort, Rule
 from tokendance.durable import TokenDanceStore
 from tokendance.errors import StoreCorruptError
-from tokendance.registering import Rule, with_round
+from tokendance.registering import with_round
 from tokendance.restoring import reconstructed
 from tokendance.store import audit, files
 from tokendance.store.folders import Folders

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from tokendance import registering, validate
-from tokendance.cohort import Cohort
-from tokendance.mirroring import diff_of
+from tokendance import validate
+from tokendance.cohort import Cohort, Rule
 from tokendance.reading import ReadableStorage
-from tokendance.registering import Rule
-from tokendance.sparse_diff import SparseKVDiff
-from tokendance.store.memory import MemoryPlace
 from tokendance.store.place import Place
 
 if TYPE_CHECKING:
     from tokendance.basing import Base
+    from tokendance.sparse_diff import SparseKVDiff
 
 __all__ = ["TokenDanceStorage"]
 
@@ -57,8 +54,13 @@ class TokenDanceStorage(ReadableStorage):
     """
 
     def __init__(self, diff_threshold: float = 1e-4, ragged: bool = False) -> None:
-        super().__init__(Rule(validate.check_threshold(diff_threshold), bool(ragged)))
+        from tokendance.store.memory import MemoryPlace
+
+        self._set_up(Rule(validate.check_threshold(diff_threshold), bool(ragged)))
         self._place: Place = MemoryPlace()
+
+    def _set_up(self, rule: Rule) -> None:
+        ReadableStorage.__init__(self, rule)
         self._news: list[str] = []
         self._lock = threading.RLock()
         _storages.add(self)
@@ -83,12 +85,14 @@ class TokenDanceStorage(ReadableStorage):
         ShapeMismatchError
             It has less than two dimensions, or does not fit the mirrors that stay.
         """
+        from tokendance.registering import with_master
+
         key, blocks, said = (
             validate.check_agent_id(agent_id),
             validate.check_blocks(kv_blocks),
             validate.check_meta(meta),
         )
-        self._change(lambda cohort, place: registering.with_master(cohort, place, self._rule, key, blocks, said))
+        self._change(lambda cohort, place: with_master(cohort, place, self._rule, key, blocks, said))
 
     def register_mirror(
         self,
@@ -97,7 +101,7 @@ class TokenDanceStorage(ReadableStorage):
         *,
         base: "Base | None" = None,
         meta: Mapping[str, Any] | None = None,
-    ) -> SparseKVDiff:
+    ) -> "SparseKVDiff":
         """Register an agent by the blocks in which it differs from the master. Reads both caches once.
 
         Parameters
@@ -120,15 +124,16 @@ class TokenDanceStorage(ReadableStorage):
         ValueError
             The id is the master's.
         """
+        from tokendance.mirroring import diff_of
+        from tokendance.registering import with_mirror
+
         self._cohort.needs_master("register_master() must be called before register_mirror()")
         key, blocks, said = (
             validate.check_agent_id(agent_id),
             validate.check_blocks(kv_blocks),
             validate.check_meta(meta),
         )
-        after = self._change(
-            lambda cohort, place: registering.with_mirror(cohort, place, self._rule, key, blocks, said, base)
-        )
+        after = self._change(lambda cohort, place: with_mirror(cohort, place, self._rule, key, blocks, said, base))
         return diff_of(after, after.mirrors[key], self.diff_threshold)
 
     def register_round(
@@ -137,7 +142,7 @@ class TokenDanceStorage(ReadableStorage):
         *,
         master: str | None = None,
         meta: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> dict[str, SparseKVDiff]:
+    ) -> "dict[str, SparseKVDiff]":
         """Register many agents in one step, electing a master where there is none.
 
         Agents that are not among the caches keep their content. The election makes the stored bytes smallest; it
@@ -157,6 +162,9 @@ class TokenDanceStorage(ReadableStorage):
         dict
             The difference of each agent of the round that is a mirror.
         """
+        from tokendance.mirroring import diff_of
+        from tokendance.registering import with_round
+
         blocks = {
             validate.check_agent_id(key): validate.check_blocks(cache, name=f"cache of {key!r}")
             for key, cache in caches.items()
@@ -167,9 +175,7 @@ class TokenDanceStorage(ReadableStorage):
         if unknown := set(said) - set(blocks):
             raise ValueError(f"meta names {min(unknown)!r}, which is not among the caches")
         chosen = None if master is None else validate.check_agent_id(master)
-        after = self._change(
-            lambda cohort, place: registering.with_round(cohort, place, self._rule, blocks, said, chosen)
-        )
+        after = self._change(lambda cohort, place: with_round(cohort, place, self._rule, blocks, said, chosen))
         threshold = self.diff_threshold
         return {key: diff_of(after, after.mirrors[key], threshold) for key in blocks if key in after.mirrors}
 
@@ -190,30 +196,38 @@ class TokenDanceStorage(ReadableStorage):
         dict
             How many blocks of its own the master (0) and each listed agent has.
         """
+        from tokendance.registering import with_shared_blocks
+
         self._cohort.needs_master()
         if isinstance(agent_ids, str):
             raise TypeError(f"agent_ids must be a list of ids, got the string {agent_ids!r}")
         keys = [validate.check_agent_id(agent_id) for agent_id in agent_ids]
         blocks = validate.check_blocks(shared_blocks, name="shared_blocks")
-        after = self._change(lambda cohort, place: registering.with_shared_blocks(cohort, place, keys, blocks))
+        after = self._change(lambda cohort, place: with_shared_blocks(cohort, place, keys, blocks))
         counts = {after.needs_master().agent_id: 0}
         return counts | {key: after.mirrors[key].table.n_own for key in keys if key in after.mirrors}
 
     def fork(self, src_id: str, new_id: str) -> None:
         """Give an agent a twin under a new id. No block is copied; each goes its own way from then on."""
+        from tokendance.registering import with_fork
+
         key = validate.check_agent_id(new_id)
-        self._change(lambda cohort, _place: registering.with_fork(cohort, src_id, key))
+        self._change(lambda cohort, _place: with_fork(cohort, src_id, key))
 
     def remove(self, agent_id: str) -> None:
         """Take an agent away. If it is the master, the others elect another first and keep their content."""
-        self._change(lambda cohort, place: registering.without(cohort, place, agent_id))
+        from tokendance.registering import without
+
+        self._change(lambda cohort, place: without(cohort, place, agent_id))
 
     def rebase(self, master_id: str | None = None) -> None:
         """Make another agent the master, by default the one that leaves the least to store.
 
         Every agent still reconstructs to the same bytes. Costs one read of the new master, and of what differs.
         """
-        self._change(lambda cohort, place: registering.with_rebase(cohort, place, master_id))
+        from tokendance.registering import with_rebase
+
+        self._change(lambda cohort, place: with_rebase(cohort, place, master_id))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -12,7 +12,6 @@ from tokendance.records import cohort_in
 from tokendance.store import audit, generations, layout
 from tokendance.store.arrays import DiskRows, metadata_of
 from tokendance.store.collect import objects_of
-from tokendance.store.disk import DiskPlace
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MANIFESTS, METADATA_NAME, MIRRORS
 from tokendance.store.manifest import Manifest
@@ -112,9 +111,7 @@ class Audit:
     def cohort(self, number: int) -> Cohort:
         """Return the cohort of a readable generation."""
         if number not in self._cohorts:
-            manifest = self.manifests[number]
-            place = DiskPlace(self.folders, manifest.next_object, checksums=False)
-            self._cohorts[number] = cohort_in(manifest, place, newest=False)
+            self._cohorts[number] = cohort_in(self.manifests[number], self.folders, checksums=False, newest=False)
         return self._cohorts[number]
 
     def damaged_agents(self, cohort: Cohort) -> dict[str, str]:
