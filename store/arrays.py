@@ -5,6 +5,7 @@ A chunk file is the rows' bytes, padded to the chunk's length, and a crc32c: wha
 chunk as zeros.
 """
 
+import contextlib
 import math
 import mmap
 import os
@@ -215,13 +216,17 @@ class DiskRows:
             return np.empty((self.n_rows, self.shape.row_bytes), np.uint8)
         pieces = self.pieces()
         try:
-            if pages_only(pieces):
-                array = lay_out(pieces, n_bytes=n_bytes, writable=False)
-            else:
-                array = _read(pieces, n_bytes)
+            array = _mapped_or_read(pieces, n_bytes)
         finally:
             close_all(pieces)
         return array.reshape(self.n_rows, self.shape.row_bytes)
+
+
+def _mapped_or_read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:
+    if pages_only(pieces):
+        with contextlib.suppress(OSError):  # too many maps
+            return lay_out(pieces, n_bytes=n_bytes, writable=False)
+    return _read(pieces, n_bytes)
 
 
 def _read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:

@@ -74,7 +74,7 @@ def _runs(pieces: list[Piece], row_bytes: int, n_master: int, sources: NDArray[n
             piece = pieces[index]
             offset = at - (int(bounds[index]) - piece.n_bytes)
             taken = min(left, piece.n_bytes - offset)
-            runs.append(Piece(piece.fd, offset, taken))
+            runs.append(Piece(piece.fd, piece.offset + offset, taken))
             at, left, index = at + taken, left - taken, index + 1
     return runs if pages_only(runs) else None
 

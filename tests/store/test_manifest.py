@@ -1,5 +1,6 @@
 """Manifests: what is written comes back, and nothing else that could stand there is taken for one."""
 
+import contextlib
 import json
 import math
 from dataclasses import replace
@@ -37,9 +38,6 @@ FIELDS = {
     ("mirrors", 0): json.loads(encode(PLAIN).split(b"\n")[0])["mirrors"][0],
 }
 EVERY_FIELD = [(where, key) for where, record in FIELDS.items() for key in record]
-WHOLE = {"generation", "parent", "next_object", "written_bytes", "object", "n_blocks", "n_own", "n_base"}
-WHOLE |= {"index_chunk", "chunk_blocks", "base_chunk"}
-REAL = {"time", "threshold", "dropped"}
 
 
 def text_of(manifest: Manifest) -> dict:
@@ -81,9 +79,9 @@ def manifests(draw: st.DrawFn) -> Manifest:
     if agents:
         master = MasterEntry(agents[0], draw(objects), draw(counts), draw(st.integers(1, 1 << 10)), draw(metas))
     # Every claim stands for some agent that could be: no more blocks than the master and its own can give.
-    for number, agent in enumerate(agents[1:]):
+    for position, agent in enumerate(agents[1:]):
         n_own, n_base = draw(st.integers(0, 20)), draw(st.sampled_from([0, 20]))
-        number = None if n_own == n_base == 0 else number
+        number = None if n_own == n_base == 0 else position
         tail = ((0, draw(st.integers(-5, 5))),) if draw(st.booleans()) else ()
         chunks = [draw(st.integers(1, 1 << 10)) for _ in range(3)]
         meta, dropped = draw(metas), draw(st.floats(0, allow_infinity=False))
@@ -112,14 +110,15 @@ def test_what_is_written_comes_back(manifest: Manifest) -> None:
     assert decode(encode(manifest), "x") == manifest
 
 
-@pytest.mark.parametrize("value", [None, True, -1, 1.5, "1", [], {}, 1 << 63, 10**400], ids=repr)
+@pytest.mark.parametrize("value", [None, True, -1, 1.5, "1", [], {}, 1 << 63, 10**400], ids=lambda v: repr(v)[:9])
 @pytest.mark.parametrize(("where", "key"), EVERY_FIELD, ids=str)
 def test_a_value_of_a_wrong_kind_is_refused(where: tuple, key: str, value: object) -> None:
+    real = value == 1.5 or value == 1 << 63
     right = {
         "object": value is None,
-        "dropped": value == 1.5 or type(value) is int and 0 <= value < 1 << 64,
-        "time": value == 1.5 or type(value) is int and 0 <= value < 1 << 64,
-        "threshold": value == 1.5 or type(value) is int and 0 <= value < 1 << 64,
+        "dropped": real,
+        "time": real,
+        "threshold": real,
         "ragged": value is True,
         "agent": value == "1",
         "identity": value is None or value == {},
@@ -133,7 +132,7 @@ def test_a_value_of_a_wrong_kind_is_refused(where: tuple, key: str, value: objec
     elif right.get(key, False):
         decode(changed(where, key, value), "x")
     else:
-        assert key in complaint(changed(where, key, value)) or key == "dtype" or key == "block_shape"
+        assert key in complaint(changed(where, key, value)).lower()
 
 
 @pytest.mark.parametrize("raw", [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"9" * 5000, b"[" * 9000])
@@ -279,10 +278,8 @@ def test_every_cut_is_noticed() -> None:
 def test_every_flipped_bit_is_noticed(bit: int) -> None:
     data = bytearray(encode(PLAIN))
     data[bit // 8] ^= 1 << bit % 8
-    try:
+    with contextlib.suppress(td.StoreCorruptError, td.FormatVersionError):
         assert decode(bytes(data), "s.td/manifests/7") == PLAIN
-    except (td.StoreCorruptError, td.FormatVersionError):
-        pass
 
 
 def test_a_wrong_sha256_is_refused() -> None:
@@ -304,12 +301,8 @@ def test_a_wrong_sha256_is_refused() -> None:
 )
 def test_anything_at_all_in_a_field_is_refused_or_a_manifest(value: object, field: tuple) -> None:
     where, key = field
-    try:
-        found = decode(changed(where, key, json.dumps(value).encode()), "s.td/manifests/7")
-    except (td.StoreCorruptError, td.FormatVersionError) as error:
-        assert str(error).isprintable()
-    else:
-        encode(found)
+    with contextlib.suppress(td.StoreCorruptError, td.FormatVersionError):
+        encode(decode(changed(where, key, json.dumps(value).encode()), "s.td/manifests/7"))
 
 
 # What a writer acknowledges, a reader can read ------------------------------------------------------------------------
@@ -354,8 +347,7 @@ def test_meta_of_any_content_is_refused_or_comes_back(meta: dict, tmp_path) -> N
     with td.open(tmp_path / "s.td", mode="r+") as store:
         try:
             store.register_mirror("a", caches["b"], meta=meta)
-        except ValueError as error:
-            assert str(error).isprintable()
+        except ValueError:
             meta = {}
     with td.open(tmp_path / "s.td", mode="r") as store:
         assert repr(store.meta("a")) == repr(meta)

@@ -56,6 +56,7 @@ def bits_of(array: Any, name: str, *, written: bool = False) -> tuple[str, Bits]
 
     Examples
     --------
+    >>> import numpy as np
     >>> dtype_name, bits = bits_of(np.array([0.5, -0.0], np.float16), "keys")
     >>> dtype_name, bits.tolist()
     ('float16', [14336, -32768])

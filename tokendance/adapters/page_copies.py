@@ -42,7 +42,7 @@ class PagedSequence:
     @property
     def page_tokens(self) -> int:
         """Tokens per page."""
-        return self.layers[0][0].shape[1]
+        return int(self.layers[0][0].shape[1])
 
     def layout(self, n_tokens: int, block_tokens: int) -> CacheLayout:
         """Return the layout that holds the sequence's tokens."""
@@ -76,7 +76,8 @@ def gather_pages(sequence: PagedSequence, layout: CacheLayout) -> NDArray[Any]:
     n_token_blocks = -(-layout.n_tokens // layout.block_tokens)
     step = max(1, _GATHERED_BYTES // (blocks.itemsize * layout.kv_heads * layout.block_tokens * layout.head_dim))
     for first in range(0, n_token_blocks, step):
-        for inside, pages, places in _meetings(bits[first : min(first + step, n_token_blocks)], layout, sequence, first):
+        few = bits[first : min(first + step, n_token_blocks)]
+        for inside, pages, places in _meetings(few, layout, sequence, first):
             inside[...] = pages[places]
     tail = layout.n_tokens % layout.block_tokens
     if tail:

@@ -68,11 +68,11 @@ def restore(
         meta = storage.meta(agent)
         cut = Cut.from_meta(meta, n_blocks, sample.shape[1:])
         whole = cut or Cut((n_blocks, *sample.shape[1:]), 0, None)
-        with _replaced(out) as file, progress("writing", whole.n_elements * sample.itemsize) as show:
+        with _replaced(out) as file, progress("writing") as show:
             as_bits = _write_header(file, out.suffix, whole, sample.dtype)
             for part in _parts(storage, agent, whole, n_blocks, sample):
                 file.write(memoryview(part.reshape(-1).view(np.uint8)))
-                show(file.tell())
+                show(file.tell(), whole.n_elements * sample.itemsize)
         facts = {
             "store": storage.path,
             "generation": storage.generation,

@@ -10,7 +10,16 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from tokendance.cli.failures import shown
@@ -131,19 +140,24 @@ def count_of(number: int, noun: str) -> str:
 
 
 @contextmanager
-def progress(words: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(words: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a bar with bytes and their rate on stderr while the block runs; nothing where that is no terminal.
 
-    Yields a function that takes how many bytes are done so far.
+    Yields a function that takes how much is done, and how much there is.
+
+    Parameters
+    ----------
+    words : str
+    of_bytes : bool
+        Whether what is counted are bytes.
     """
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as shown_bar:
-        task = shown_bar.add_task(words, total=total or None)
-        yield lambda done: shown_bar.update(task, completed=done)
+    counts: tuple[ProgressColumn, ...] = (MofNCompleteColumn(),)
+    if of_bytes:
+        counts = (DownloadColumn(binary_units=True), TransferSpeedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn())
+    # The terminal is asked itself: rich also takes a word in the environment for one.
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    ) as shown_bar:
+        task = shown_bar.add_task(words, total=None)
+        yield lambda done, total: shown_bar.update(task, completed=done, total=total)

@@ -183,8 +183,9 @@ def _register(storage: td.TokenDanceStore, sources: list[_Source]) -> None:
         for agent in set(by_agent) & set(storage.mirrors):
             storage.remove(agent)
     order = sorted(by_agent, key=lambda agent: agent != master)
-    done = 0
-    with progress("storing", sum(source.n_bytes for source in sources)) as show:
+    done, total = 0, sum(source.n_bytes for source in sources)
+    with progress("storing") as show:
+        show(done, total)
         for agent in order:
             source = by_agent[agent]
             register = storage.register_master if agent == master else storage.register_mirror
@@ -192,14 +193,14 @@ def _register(storage: td.TokenDanceStore, sources: list[_Source]) -> None:
             with _naming(source.file):
                 register(agent, blocks, meta=source.cut.to_meta())
             done += source.n_bytes
-            show(done)
+            show(done, total)
 
 
 def _elect(sources: list[_Source]) -> str:
     """Return the agent that, as master, leaves the least to store."""
     prints = {}
-    done = 0
-    with progress("choosing a master", sum(source.n_bytes for source in sources)) as show:
+    done, total = 0, sum(source.n_bytes for source in sources)
+    with progress("choosing a master") as show:
         for source in sources:
             blocks = source.blocks()
             with _naming(source.file):
@@ -210,7 +211,7 @@ def _elect(sources: list[_Source]) -> str:
                 part = rows[start : start + step]
                 found.append(block_prints(part))
                 done += part.nbytes
-                show(done)
+                show(done, total)
             prints[source.file.agent] = np.concatenate(found)
     return elected(prints)
 

@@ -1,0 +1,40 @@
+"""``tokendance plot``: a picture of a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tokendance as td
+from tokendance.cli.arguments import JsonOption, StoreArgument
+from tokendance.cli.failures import CommandError, UsageError, about
+from tokendance.cli.screen import print_json, say
+
+__all__ = ["plot"]
+
+_SUFFIXES = (".png", ".svg", ".html")
+
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="A .png, .svg or .html file.")
+]
+
+
+def plot(store: StoreArgument, out: OutOption, as_json: JsonOption = False) -> None:
+    """Draw which blocks each agent has of its own, what it takes, and how the store grew."""
+    if out.suffix not in _SUFFIXES:
+        raise UsageError(f"{out} must end in {', '.join(_SUFFIXES)}, which says what to draw")
+    try:
+        import matplotlib as mpl  # noqa: F401 - whether it is there
+    except ModuleNotFoundError as error:
+        raise CommandError(f"plotting needs {error.name}; get it with: pip install 'tokendance[plot]'") from error
+    from tokendance.plots.gather import gathered
+    from tokendance.plots.page import save_picture
+
+    with td.open(store, mode="r") as storage:
+        facts = gathered(storage)
+    with about(out):
+        save_picture(facts, out)
+    if as_json:
+        print_json({"store": str(store), "file": str(out), "n_agents": len(facts.agents)})
+    else:
+        say(f"{out}: {len(facts.agents):,} agents of {store}")

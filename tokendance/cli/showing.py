@@ -1,0 +1,17 @@
+"""``tokendance demo``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["demo"]
+
+PlaceOption = Annotated[Path, typer.Option("--store", help="Where the store goes and stays.")]
+
+
+def demo(store: PlaceOption = Path("tokendance-demo.td")) -> None:
+    """Let eight agents talk for three rounds, store their caches, and check them from another process."""
+    from tokendance.demo.run import run_demo
+
+    raise typer.Exit(run_demo(store))

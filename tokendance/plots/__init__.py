@@ -1,0 +1,1 @@
+"""Pictures of a store; matplotlib is imported when one is drawn."""
