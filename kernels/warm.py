@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.core.caching import FunctionCache
@@ -73,6 +73,7 @@ def _steps() -> Iterator[Callable[[], object]]:
 
 def _folder() -> str | None:
     try:
-        return str(FunctionCache(blocks_differ).cache_path)
+        cache: Any = FunctionCache(blocks_differ)  # type: ignore[no-untyped-call]  # numba 0.68 leaves it untyped
+        return str(cache.cache_path)
     except (RuntimeError, OSError):  # read-only install and no home
         return None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files, layout
 from tokendance.store.layout import CHECKSUM_BYTES
-from tokendance.store.mapping import Piece, aligned_empty, lay_out, pages_only
+from tokendance.store.mapping import NOWHERE, Piece, aligned_empty, lay_out, pages_only
 from tokendance.store.place import BlockType
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class DiskRows:
         self.checked: set[int] | None = set() if checksums else None
         self.parent = parent
         self._mapped: NDArray[np.uint8] | None = None
+        self._missing: dict[int, StoreCorruptError] = {}
 
     @property
     def n_rows(self) -> int:
@@ -155,19 +156,35 @@ class DiskRows:
         metadata = len(metadata_of(self.shape, self.block_type))
         return self.n_rows * self.shape.row_bytes + self.shape.n_chunks * CHECKSUM_BYTES + metadata
 
+    def ensure(self) -> None:
+        """Raise if the folder holds far fewer chunks than there are said to be."""
+        if self._mapped is None and self.shape.n_chunks > 16:
+            folder = files.open_folder_at(self.path, self.parent())
+            try:
+                n_there = len(os.listdir(folder))
+            finally:
+                os.close(folder)
+            if self.shape.n_chunks > 2 * n_there:
+                raise StoreCorruptError(f"{self.path} holds {n_there} files, expected {self.shape.n_chunks} chunks")
+
     def view(self, needed: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """Return ``(n_rows, row_bytes)`` uint8, read-only, mapped; `needed` rows' chunks are checked once a process."""
+        """Return ``(n_rows, row_bytes)`` uint8, read-only, mapped; `needed` rows' chunks are checked once a process.
+
+        Chunks that are missing are zeros in it, but no row of theirs can be asked for.
+        """
         # No lock: two threads may map or check a chunk at once, and a child forked meanwhile does not wait for ever.
+        if self._mapped is None:
+            self._mapped, self._missing = self._laid_out()
         mapped = self._mapped
-        if mapped is None:
-            mapped = self._mapped = self._laid_out()
-        if self.checked is not None and len(self.checked) < self.shape.n_chunks:
+        checked = set(range(self.shape.n_chunks)) if self.checked is None else self.checked
+        if self._missing or len(checked) < self.shape.n_chunks:
             everything = range(self.shape.n_chunks)
-            touched = everything if needed is None else np.unique(needed // self.shape.chunk_rows).tolist()
-            for chunk in touched:
-                if chunk not in self.checked:
+            for chunk in everything if needed is None else np.unique(needed // self.shape.chunk_rows).tolist():
+                if chunk in self._missing:
+                    raise self._missing[chunk]
+                if chunk not in checked:
                     self.check(chunk)
-                    self.checked.add(chunk)
+                    checked.add(chunk)
         return mapped
 
     def pieces(self) -> list[Piece]:
@@ -175,12 +192,17 @@ class DiskRows:
         found: list[Piece] = []
         try:
             for chunk in range(self.shape.n_chunks):
-                span = self.shape.chunk_slice(chunk)
-                found.append(Piece(self.open_chunk(chunk), 0, (span.stop - span.start) * self.shape.row_bytes))
+                fd = self.open_chunk(chunk)
+                found.append(Piece(fd, 0, self._data_bytes(chunk)))
         except BaseException:
             close_all(found)
             raise
         return found
+
+    def _data_bytes(self, chunk: int) -> int:
+        span = self.shape.chunk_slice(chunk)
+        n_rows: int = span.stop - span.start
+        return n_rows * self.shape.row_bytes
 
     def open_chunk(self, chunk: int) -> int:
         """Open a chunk file of the right size."""
@@ -210,16 +232,26 @@ class DiskRows:
                 f"{self.path}/{key} does not match its checksum; the store is damaged (restore it from a copy)"
             )
 
-    def _laid_out(self) -> NDArray[np.uint8]:
+    def _laid_out(self) -> tuple[NDArray[np.uint8], dict[int, StoreCorruptError]]:
         n_bytes = self.n_rows * self.shape.row_bytes
         if n_bytes == 0:
-            return np.empty((self.n_rows, self.shape.row_bytes), np.uint8)
-        pieces = self.pieces()
+            return np.empty((self.n_rows, self.shape.row_bytes), np.uint8), {}
+        self.ensure()
+        missing: dict[int, StoreCorruptError] = {}
+        pieces: list[Piece] = []
         try:
+            for chunk in range(self.shape.n_chunks):
+                try:
+                    fd = self.open_chunk(chunk)
+                except StoreCorruptError as error:
+                    fd, missing[chunk] = NOWHERE, error
+                pieces.append(Piece(fd, 0, self._data_bytes(chunk)))
+            if len(missing) == len(pieces):
+                raise missing[0]
             array = _mapped_or_read(pieces, n_bytes)
         finally:
             close_all(pieces)
-        return array.reshape(self.n_rows, self.shape.row_bytes)
+        return array.reshape(self.n_rows, self.shape.row_bytes), missing
 
 
 def _mapped_or_read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:
@@ -231,10 +263,12 @@ def _mapped_or_read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:
 
 def _read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:
     array = aligned_empty(n_bytes)
+    if any(piece.fd == NOWHERE for piece in pieces):
+        array[:] = 0
     at = 0
     for piece in pieces:
         done = 0
-        while done < piece.n_bytes:
+        while done < piece.n_bytes and piece.fd != NOWHERE:
             got = os.preadv(piece.fd, [array[at + done : at + piece.n_bytes].data], piece.offset + done)
             if got == 0:
                 raise StoreCorruptError(f"a chunk file ended after {done} of {piece.n_bytes} bytes")
@@ -246,7 +280,7 @@ def _read(pieces: list[Piece], n_bytes: int) -> NDArray[np.uint8]:
 
 def close_all(pieces: list[Piece]) -> None:
     """Close the files of `pieces`."""
-    for fd in {piece.fd for piece in pieces}:
+    for fd in {piece.fd for piece in pieces} - {NOWHERE}:
         os.close(fd)
 
 

@@ -10,7 +10,7 @@ from tokendance.store.batch import Batch
 from tokendance.store.folders import Folders
 from tokendance.store.layout import GROUPS, MANIFESTS, METADATA_NAME
 
-__all__ = ["damaged_chunks", "damaged_metadata", "leavings", "rewrite_document"]
+__all__ = ["damaged_chunks", "damaged_metadata", "largest_object", "leavings", "rewrite_document"]
 
 
 def damaged_chunks(rows: DiskRows) -> dict[int, str]:
@@ -59,6 +59,12 @@ def rewrite_document(folder: str, parent: int, content: bytes) -> None:
     finally:
         batch.drop()
         os.close(opened)
+
+
+def largest_object(folders: Folders) -> int:
+    """Return the largest number that an object has, referred to or not; -1 where there is none."""
+    names = (name for group in GROUPS for name in os.listdir(folders.fd(group)))
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
 
 
 def leavings(folders: Folders, referenced: set[tuple[str, int]]) -> list[str]:

@@ -2,18 +2,18 @@
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.store import files, layout
-from tokendance.store.arrays import ArrayShape, metadata_of, write_array, write_chunks
+from tokendance.store.arrays import ArrayShape, DiskRows, metadata_of, write_array, write_chunks
 from tokendance.store.batch import Batch
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MASTERS, MIRRORS
 from tokendance.store.objects import POSITIONS, DiskMaster, DiskOwn, OwnShapes, own_at
-from tokendance.store.place import BlockType, Rows
+from tokendance.store.place import BlockType, Own, Rows
 
 __all__ = ["DiskPlace"]
 
@@ -66,21 +66,30 @@ class DiskPlace:
         assert isinstance(old, DiskMaster)
         if not old.grows_in_place():
             return self.put_master(blocks, old.block_type)
-        shape = old.shape._replace(n_rows=blocks.shape[0])
         number, folder = self._new_object(MASTERS)
-        source = files.open_folder(str(old.number), self.folders.fd(MASTERS))
+        try:
+            shape = self._revised(folder, old, blocks, lambda span: not changed[span].any(), len(changed))
+        finally:
+            os.close(folder)
+        return DiskMaster(self.folders, number, shape, old.block_type, checksums=self.checksums)
+
+    def _revised(
+        self, folder: int, old: DiskRows, blocks: NDArray[np.uint8], same: Callable[[slice], bool], compared: int
+    ) -> ArrayShape:
+        """Write an array whose whole chunks that are the `same` as the old one's are the old one's files."""
+        shape = old.shape._replace(n_rows=blocks.shape[0])
+        source = files.open_folder_at(old.path, self.folders.fd())
         try:
             self._batch.write(layout.METADATA_NAME, folder, (metadata_of(shape, old.block_type),))
             for chunk in range(shape.n_chunks):
                 span, key = shape.chunk_slice(chunk), layout.chunk_key(chunk, shape.ndim)
-                if span.stop <= min(old.n_rows, len(changed)) and not changed[span].any():
+                if span.stop <= min(old.n_rows, compared) and same(span):
                     files.link(key, source, key, folder)
                 else:
                     write_chunks(self._batch, folder, blocks[span], shape, range(chunk, chunk + 1))
         finally:
             os.close(source)
-            os.close(folder)
-        return DiskMaster(self.folders, number, shape, old.block_type, checksums=self.checksums)
+        return shape
 
     def append_master(self, old: Rows, blocks: NDArray[np.uint8]) -> DiskMaster:
         """Write the new blocks, and the one chunk that they begin in, beside the old chunks."""
@@ -91,7 +100,7 @@ class DiskPlace:
             step = layout.page_rows(old.row_bytes)
             room = layout.chunk_rows_for(-(-2 * total // step) * step, old.row_bytes)
             return self._new_master(everything, old.block_type, room)
-        if not old.newest:
+        if old.rows_on_disk() != old.n_rows:  # a newer generation has more, or a change that was given up
             everything = np.concatenate((old.view(), blocks))
             return self.revise_master(old, everything, np.zeros(old.n_rows, np.bool_))
         shape = old.shape._replace(n_rows=total)
@@ -129,23 +138,38 @@ class DiskPlace:
         blocks: NDArray[np.uint8],
         base: NDArray[np.int64] | None,
         block_type: BlockType,
+        *,
+        like: Own | None = None,
     ) -> DiskOwn:
-        """Write a mirror's blocks and positions as a group of arrays."""
+        """Write a mirror's blocks and positions as a group of arrays; whole chunks that `like` has are its files."""
         number, folder = self._new_object(MIRRORS)
         try:
             self._batch.write(layout.METADATA_NAME, folder, (layout.group_document(),))
             index_shape = self._member(folder, "indices", _as_bytes(indices), POSITIONS)
-            shape = self._member(folder, "values", blocks, block_type)
+            shape = self._values(folder, blocks, block_type, like)
             base_shape = None if base is None else self._member(folder, "base", _as_bytes(base), POSITIONS)
         finally:
             os.close(folder)
         shapes = OwnShapes(index_shape, shape, base_shape)
         return own_at(self.folders, number, block_type, shapes, checksums=self.checksums)
 
-    def _member(self, group: int, name: str, rows: NDArray[np.uint8], block_type: BlockType) -> ArrayShape:
+    def _values(self, group: int, blocks: NDArray[np.uint8], block_type: BlockType, like: Own | None) -> ArrayShape:
+        chunk_rows = layout.chunk_rows_for(blocks.shape[0], blocks.shape[1], layout.SMALL_CHUNK_BYTES)
+        if not isinstance(like, DiskOwn) or len(blocks) <= like.rows.shape.chunk_rows or like.rows.shape.n_chunks < 2:
+            return self._member(group, "values", blocks, block_type, chunk_rows)
+        old, view = like.rows, like.rows.view()
+        folder = self._batch.make_folder("values", group)
+        try:
+            return self._revised(folder, old, blocks, lambda span: np.array_equal(view[span], blocks[span]), old.n_rows)
+        finally:
+            os.close(folder)
+
+    def _member(
+        self, group: int, name: str, rows: NDArray[np.uint8], block_type: BlockType, chunk_rows: int | None = None
+    ) -> ArrayShape:
         folder = self._batch.make_folder(name, group)
         try:
-            return write_array(self._batch, folder, rows, block_type, layout.chunk_rows_for(*rows.shape))
+            return write_array(self._batch, folder, rows, block_type, chunk_rows or layout.chunk_rows_for(*rows.shape))
         finally:
             os.close(folder)
 

@@ -17,6 +17,7 @@ __all__ = [
     "make_folder",
     "open_file",
     "open_folder",
+    "open_folder_at",
     "read_file",
     "remove",
     "remove_folder",
@@ -43,6 +44,18 @@ def open_folder(name: str, parent: int) -> int:
         if error.errno == 40:  # ELOOP: a link
             raise StoreCorruptError(f"the folder {name} is a symbolic link, which a store never has") from error
         raise
+
+
+def open_folder_at(path: str, parent: int) -> int:
+    """Open the folder `path`, relative to the open folder `parent`; no link on the way is followed."""
+    opened = os.dup(parent)
+    for name in path.split("/"):
+        try:
+            inner = open_folder(name, opened)
+        finally:
+            os.close(opened)
+        opened = inner
+    return opened
 
 
 def open_file(path: str, parent: int, size: int | None = None) -> int:

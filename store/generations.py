@@ -9,7 +9,8 @@ from tokendance.store import files, layout
 from tokendance.store.folders import Folders
 from tokendance.store.layout import LOCK_NAME, MANIFESTS, MAX_MANIFEST_BYTES, METADATA_NAME
 from tokendance.store.lock import pin, pinned
-from tokendance.store.manifest import Manifest, decode, encode
+from tokendance.store.manifest import Manifest, encode
+from tokendance.store.manifest_reader import decode
 
 __all__ = ["is_store", "look_at", "newest", "numbers", "open_generation", "publish", "remove_generations"]
 

@@ -78,14 +78,14 @@ def page_rows(row_bytes: int) -> int:
     return rows if rows * row_bytes <= CHUNK_BYTES else 1
 
 
-def chunk_rows_for(n_rows: int, row_bytes: int) -> int:
-    """Return the chunk length for an array of `n_rows`: at most 16 MiB, whole pages, little padding.
+def chunk_rows_for(n_rows: int, row_bytes: int, most_bytes: int | None = None) -> int:
+    """Return the chunk length for an array of `n_rows`: at most `most_bytes` (16 MiB), whole pages, little padding.
 
-    Up to 16 MiB it is one chunk; beyond, the fewest chunks that fit, all of one length, so that an array
+    Up to there it is one chunk; beyond, the fewest chunks that fit, all of one length, so that an array
     of 257 MiB is padded by kilobytes and not by most of a chunk.
     """
     step = page_rows(row_bytes)
-    largest = max(CHUNK_BYTES // row_bytes // step, 1) * step
+    largest = max((most_bytes or CHUNK_BYTES) // row_bytes // step, 1) * step
     if n_rows <= largest:
         return max(n_rows, 1)
     even = -(-n_rows // n_chunks(n_rows, largest))

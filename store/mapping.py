@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ALIGNMENT", "MOST_PIECES", "Piece", "aligned_empty", "lay_out", "pages_only", "read_only"]
+__all__ = ["ALIGNMENT", "MOST_PIECES", "NOWHERE", "Piece", "aligned_empty", "lay_out", "pages_only", "read_only"]
 
 # numpy's own large arrays start 16 bytes into a page, where this kind of CPU copies three times slower.
 ALIGNMENT = 64
@@ -27,8 +27,11 @@ MOST_PIECES = 4096
 _HUGE_FROM_BYTES = 4 << 20
 
 
+NOWHERE = -1
+
+
 class Piece(NamedTuple):
-    """A stretch of a file, in the order in which pieces follow one another in memory."""
+    """A stretch of a file, in the order in which pieces follow one another in memory; zeros where `fd` is `NOWHERE`."""
 
     fd: int
     offset: int
@@ -107,6 +110,9 @@ def lay_out(pieces: Sequence[Piece], *, n_bytes: int, writable: bool) -> NDArray
     array = np.frombuffer(region, np.uint8)
     address = array.ctypes.data
     for piece in pieces:
+        if piece.fd == NOWHERE:
+            address += piece.n_bytes
+            continue
         got = _system_mmap()(address, piece.n_bytes, protection, flags | _MAP_FIXED, piece.fd, piece.offset)
         if got != address:
             code = ctypes.get_errno()

@@ -129,6 +129,9 @@ class MemoryRows:
         """What the rows take."""
         return self.n_rows * self.row_bytes
 
+    def ensure(self) -> None:
+        """Do nothing: these rows are there."""
+
     def view(self, needed: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return ``(n_rows, row_bytes)`` uint8, read-only; nothing is copied."""
         return read_only(self.home.bytes[: self.stored_bytes].reshape(self.n_rows, self.row_bytes))
@@ -181,8 +184,10 @@ class MemoryPlace:
         blocks: NDArray[np.uint8],
         base: NDArray[np.int64] | None,
         block_type: BlockType,
+        *,
+        like: Own | None = None,
     ) -> Own:
-        """Keep a mirror's own blocks."""
+        """Keep a mirror's own blocks, all of them: in memory a copy is as cheap as sharing."""
         rows = MemoryRows(_Home(blocks.reshape(-1), grows=False), *blocks.shape)
         return MemoryOwn(_frozen(indices), None if base is None else _frozen(base), rows)
 

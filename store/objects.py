@@ -1,15 +1,16 @@
 """Handles to what a manifest names: a master's array, and a mirror's group of arrays."""
 
+import json
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.errors import StoreCorruptError
-from tokendance.store import layout
+from tokendance.store import files, layout
 from tokendance.store.arrays import ArrayShape, DiskRows, row_bytes_of
 from tokendance.store.folders import Folders
-from tokendance.store.layout import MASTERS, MIRRORS
+from tokendance.store.layout import MASTERS, METADATA_NAME, MIRRORS
 from tokendance.store.manifest import MasterEntry, MirrorEntry
 from tokendance.store.place import BlockType
 
@@ -27,21 +28,21 @@ class OwnShapes(NamedTuple):
 
 
 class DiskMaster(DiskRows):
-    """A master's rows, the number of their folder, and whether no newer generation has more of them."""
+    """A master's rows, and the number of their folder."""
 
     def __init__(
-        self,
-        folders: Folders,
-        number: int,
-        shape: ArrayShape,
-        block_type: BlockType,
-        *,
-        checksums: bool,
-        newest: bool = True,
+        self, folders: Folders, number: int, shape: ArrayShape, block_type: BlockType, *, checksums: bool
     ) -> None:
         super().__init__(f"{MASTERS}/{number}", folders.fd, shape, block_type, checksums=checksums)
         self.number = number
-        self.newest = newest
+
+    def rows_on_disk(self) -> int:
+        """Return how many rows the array's metadata tells of: more than `n_rows` if somebody appended meanwhile."""
+        content = files.read_file(f"{self.path}/{METADATA_NAME}", self.parent(), most=1 << 20)
+        try:
+            return int(json.loads(content)["shape"][0])
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+            return -1  # damaged, so that nothing is known: never the rows that anybody has
 
     def grows_in_place(self) -> bool:
         """Say whether further chunks of this length make sense: not tiny files, and whole pages."""
@@ -106,13 +107,11 @@ def _positions(rows: DiskRows) -> NDArray[np.int64]:
     return found
 
 
-def master_at(
-    folders: Folders, entry: MasterEntry, block_type: BlockType, *, checksums: bool, newest: bool
-) -> DiskMaster:
+def master_at(folders: Folders, entry: MasterEntry, block_type: BlockType, *, checksums: bool) -> DiskMaster:
     """Return the handle of a manifest's master; nothing is read."""
     ndim = 1 + len(block_type.block_shape)
     shape = ArrayShape(entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, ndim)
-    return DiskMaster(folders, entry.object, shape, block_type, checksums=checksums, newest=newest)
+    return DiskMaster(folders, entry.object, shape, block_type, checksums=checksums)
 
 
 def own_of(folders: Folders, entry: MirrorEntry, block_type: BlockType, *, checksums: bool) -> DiskOwn | None:

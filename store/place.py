@@ -36,6 +36,9 @@ class Rows(Protocol):
     def stored_bytes(self) -> int:
         """What they take at rest, checksums included."""
 
+    def ensure(self) -> None:
+        """Raise if there cannot be as many rows as there are said to be, before anything is made for so many."""
+
     def view(self, needed: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return ``(n_rows, row_bytes)`` uint8, read-only and C order, without copying where that can be.
 
@@ -90,10 +93,13 @@ class Place(Protocol):
         blocks: NDArray[np.uint8],
         base: NDArray[np.int64] | None,
         block_type: BlockType,
+        *,
+        like: Own | None = None,
     ) -> Own:
         """Keep a mirror's own blocks, their sorted positions, and its base map if it has one.
 
-        `blocks` are given away: whoever calls never writes to them again.
+        `blocks` are given away: whoever calls never writes to them again. What they share with the beginning of `like`,
+        the blocks that the agent had before, need not be kept twice.
         """
 
     def abandon(self) -> None:

@@ -41,7 +41,8 @@ def make_store(path: Path, shape: tuple[int, ...] = (4, 64), n: int = 12) -> dic
 
 def newest_manifest(path: Path) -> Path:
     return max(
-        (file for file in path.joinpath("manifests").iterdir() if file.name.isdecimal()), key=lambda f: int(f.name)
+        (file for file in path.joinpath("manifests").iterdir() if file.name.isdecimal() and file.name.isascii()),
+        key=lambda file: int(file.name),
     )
 
 

@@ -4,7 +4,7 @@ Nothing here imports tokendance. Numbers are Python floats, blocks are compared 
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -69,6 +69,17 @@ def restore_blocks(master: Array, own: Array, sources: NDArray[np.int64], out: A
     """Fill `out`: block `i` of the master for `i`, block `i` of its own for ``-1 - i``."""
     for at, source in enumerate(sources.tolist()):
         out[at] = master[source] if source >= 0 else own[-1 - source]
+
+
+def round_norms(master: Array, caches: Sequence[Array], dtype_name: str) -> list[Array]:
+    """`block_norms` of the master and each cache."""
+    return [block_norms(master[: len(cache)], cache, dtype_name) for cache in caches]
+
+
+def restore_round(master: Array, owns: Sequence[Array], sources: Sequence[Array], outs: Sequence[Array]) -> None:
+    """`restore_blocks` for each agent."""
+    for own, order, out in zip(owns, sources, outs, strict=True):
+        restore_blocks(master, own, order, out)
 
 
 # A whole storage -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ import pytest
 
 import tokendance as td
 from tokendance.store import collect, layout
-from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry, decode, encode
+from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry, encode
+from tokendance.store.manifest_reader import decode
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMAT = ROOT / "docs" / "format.md"

@@ -46,10 +46,10 @@ class BlockTable:
         StoreCorruptError
             A position or a base map reaches outside: a kernel would follow it out of the array.
         """
-        sources = np.arange(self.n_blocks)
-        shared = np.ones(self.n_blocks, np.bool_)
         indices = np.empty(0, np.int64) if self.own is None else self.own.indices
         base = None if self.own is None else self.own.base
+        sources = np.arange(self.n_blocks)
+        shared = np.ones(self.n_blocks, np.bool_)
         if len(indices) and indices[-1] >= self.n_blocks:
             raise StoreCorruptError(f"a mirror of {self.n_blocks} blocks has one at position {indices[-1]}")
         if base is not None:
@@ -65,6 +65,8 @@ class BlockTable:
 
     def extended(self, n_new: int, n_master: int) -> "BlockTable":
         """Return the table of an agent that gets the `n_new` blocks appended to a master of `n_master`."""
+        if n_new == 0:
+            return self
         shift = self.tail[-1][1] if self.tail else 0
         wanted = n_master - self.n_blocks
         tail = self.tail if shift == wanted else (*self.tail, (self.n_blocks, wanted))

@@ -100,6 +100,7 @@ class Cohort:
     def sources(self, agent_id: str) -> tuple[NDArray[np.int64], Own | None]:
         """Return where each block of an agent is, and its own blocks."""
         master = self.needs_master()
+        master.rows.ensure()
         if agent_id == master.agent_id:
             return np.arange(master.rows.n_rows), None
         table = self.mirror(agent_id).table

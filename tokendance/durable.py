@@ -77,7 +77,7 @@ class TokenDanceStore(TokenDanceStorage):
         self._identity = manifest.identity
         self._tags = dict(newest.tags)
         self._next_object = newest.next_object
-        self._committed = cohort_in(manifest, folders, checksums=self._checksums, newest=manifest is newest)
+        self._committed = cohort_in(manifest, folders, checksums=self._checksums)
         if self._writer is not None:
             from tokendance.store.collect import Collector
             from tokendance.store.disk import DiskPlace
@@ -217,9 +217,10 @@ class TokenDanceStore(TokenDanceStorage):
         """Commit what `step` makes of this store's cohort."""
         self._change(step)
 
-    def number_after(self, generation: int) -> None:
-        """Give the next generation a number past this one, which was there once and is damaged."""
+    def number_after(self, generation: int, next_object: int) -> None:
+        """Give the next generation and object numbers past those of a generation that was there once and is damaged."""
         self._last = max(self._last, generation)
+        self._place.next_object = max(self._place.next_object, next_object)
 
     def close(self) -> None:
         """Let others write, and forget the files. Arrays that were mapped stay as they are."""

@@ -42,11 +42,17 @@ def kept_blocks(norms: NDArray[np.float64], threshold: float) -> NDArray[np.bool
 
 
 def mirrors_of(
-    master: Master, caches: Sequence[Blocks], place: Place, threshold: float, metas: Sequence[Meta]
+    master: Master,
+    caches: Sequence[Blocks],
+    place: Place,
+    threshold: float,
+    metas: Sequence[Meta],
+    before: Sequence[Mirror | None],
 ) -> list[Mirror]:
     """Keep of each cache what the master does not have at the same positions.
 
-    The master is read from memory once for all of them. What a cache has beyond the master's end it keeps.
+    The master is read from memory once for all of them. What a cache has beyond the master's end it keeps. `before`
+    is what each agent was: of one that grew, a place may keep only what is new.
     """
     from tokendance.kernels.diff import block_norms, round_norms
 
@@ -58,20 +64,29 @@ def mirrors_of(
     else:
         norms = round_norms(view, compared, dtype_name)
     return [
-        _mirror(master, cache.rows, place, norm, threshold, meta)
-        for cache, norm, meta in zip(caches, norms, metas, strict=True)
+        _mirror(master, cache.rows, place, kept_blocks(norm, threshold), norm, meta, mirror)
+        for cache, norm, meta, mirror in zip(caches, norms, metas, before, strict=True)
     ]
 
 
 def _mirror(
-    master: Master, rows: NDArray[np.uint8], place: Place, norms: NDArray[np.float64], threshold: float, meta: Meta
+    master: Master,
+    rows: NDArray[np.uint8],
+    place: Place,
+    kept_of_compared: NDArray[np.bool_],
+    norms: NDArray[np.float64],
+    meta: Meta,
+    before: Mirror | None,
 ) -> Mirror:
     kept = np.ones(rows.shape[0], np.bool_)
-    kept[: len(norms)] = kept_blocks(norms, threshold)
-    dropped = norms[~kept[: len(norms)]]
+    kept[: len(norms)] = kept_of_compared
+    dropped = max(float(norms[~kept_of_compared].max(initial=0.0)), 0.0)
     indices = np.flatnonzero(kept)
-    own = place.put_own(indices, taken(rows, indices), None, master.block_type) if len(indices) else None
-    return Mirror(BlockTable(rows.shape[0], own), max(float(dropped.max(initial=0.0)), 0.0), meta)
+    if len(indices) == 0:
+        return Mirror(BlockTable(rows.shape[0]), dropped, meta)
+    like = before.table.own if before else None
+    own = place.put_own(indices, taken(rows, indices), None, master.block_type, like=like)
+    return Mirror(BlockTable(rows.shape[0], own), dropped, meta)
 
 
 def taken(rows: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:

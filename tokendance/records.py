@@ -69,12 +69,12 @@ def _mirror_entry(agent_id: str, mirror: Mirror) -> MirrorEntry:
     )
 
 
-def cohort_in(manifest: Manifest, folders: Folders, *, checksums: bool, newest: bool) -> Cohort:
+def cohort_in(manifest: Manifest, folders: Folders, *, checksums: bool) -> Cohort:
     """Return the cohort that a manifest describes; no array is read."""
     if manifest.master is None or manifest.dtype is None or manifest.block_shape is None:
         return EMPTY
     block_type = BlockType(manifest.dtype, manifest.block_shape)
-    rows = master_at(folders, manifest.master, block_type, checksums=checksums, newest=newest)
+    rows = master_at(folders, manifest.master, block_type, checksums=checksums)
     owns: dict[int | None, DiskOwn | None] = {}
     mirrors: dict[str, Mirror] = {}
     for entry in manifest.mirrors:

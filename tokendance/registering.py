@@ -56,7 +56,7 @@ def with_mirror(
         )
     check_fit(blocks, master.rows.n_rows, master.block_type, ragged=rule.ragged)
     if base is None:
-        (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta])
+        (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta], [cohort.mirrors.get(agent_id)])
     else:
         where = check_base(base, len(blocks.rows), master.rows.n_rows)
         mirror = based_mirror(master, blocks.rows, place, rule.threshold, meta, where)
@@ -77,8 +77,15 @@ def with_round(
     master = start.needs_master()
     others = [agent_id for agent_id in caches if agent_id != master_id]
     said = [metas.get(agent_id, {}) for agent_id in others]
-    mirrors = mirrors_of(master, [caches[agent_id] for agent_id in others], place, rule.threshold, said)
+    blocks = [caches[agent_id] for agent_id in others]
+    # Only of the same block type: the round may have begun a new cohort.
+    before = [cohort.mirrors.get(agent_id) if _same_type(cohort, master) else None for agent_id in others]
+    mirrors = mirrors_of(master, blocks, place, rule.threshold, said, before)
     return replace(start, mirrors={**start.mirrors, **dict(zip(others, mirrors, strict=True))})
+
+
+def _same_type(cohort: Cohort, master: Master) -> bool:
+    return cohort.master is not None and cohort.master.block_type == master.block_type
 
 
 def _master_of_round(cohort: Cohort, caches: Mapping[str, Blocks]) -> str:

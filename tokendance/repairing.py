@@ -98,7 +98,8 @@ def _keep_what_is_whole(folders: Folders, lock: WriterLock, look: Audit) -> list
     damaged = {number: look.damaged_agents(look.cohort(number)) for number in look.manifests}
     newest = max(look.manifests)
     store = TokenDanceStore(folders, lock, None, checksums=False)
-    store.number_after(max(look.unreadable, default=0))
+    if look.unreadable:
+        store.number_after(max(look.unreadable), audit.largest_object(folders) + 1)
     lost = damaged[newest]
     if lost or max(look.unreadable, default=0) > newest:
         store.take_over(lambda cohort, place: _without_lost(cohort, set(lost), place))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokendance.dtypes import dtype_named, name_of
 from tokendance.errors import ShapeMismatchError
 from tokendance.store.layout import STORED_AS
+from tokendance.store.names import LONGEST_NAME, is_agent_id, is_tag
 from tokendance.store.place import BlockType
 
 __all__ = [
@@ -43,15 +44,15 @@ class Blocks(NamedTuple):
 
 def check_agent_id(agent_id: object) -> str:
     """Return an agent id, which is any string of 1 to 512 UTF-8 bytes."""
-    if not isinstance(agent_id, str):
-        raise TypeError(f"agent_id must be a string, got {type(agent_id).__name__}")
-    try:
-        length = len(agent_id.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ValueError(f"agent_id must be text that UTF-8 can hold, got {agent_id!r}") from None
-    if not 1 <= length <= 512:
-        raise ValueError(f"agent_id must have 1 to 512 UTF-8 bytes, got {length}")
-    return agent_id
+    return _checked_name(agent_id, "agent_id", is_agent_id(agent_id))
+
+
+def _checked_name(name: object, what: str, fits: bool, more: str = "") -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a string, got {type(name).__name__}")
+    if not fits:
+        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} bytes in UTF-8{more}, got {name[:80]!r}")
+    return name
 
 
 def check_blocks(kv_blocks: object, *, name: str = "kv_blocks") -> Blocks:
@@ -141,7 +142,8 @@ def check_meta(meta: object) -> dict[str, Any]:
     if not isinstance(meta, Mapping):
         raise TypeError(f"meta must be a dict, got {type(meta).__name__}")
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(meta), allow_nan=False))
+        text = json.dumps(dict(meta), allow_nan=False, ensure_ascii=False).encode("utf-8")
+        copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"meta must hold what JSON can: text, finite numbers, lists, dicts ({error})") from None
     if copy != meta:
@@ -161,16 +163,8 @@ def check_identity(identity: object) -> dict[str, Any] | None:
 
 
 def check_tag(name: object) -> str:
-    """Return a tag's name: text of 1 to 512 UTF-8 bytes that is no number, since numbers are generations."""
-    if not isinstance(name, str):
-        raise TypeError(f"a tag must be a string, got {type(name).__name__}")
-    try:
-        length = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise ValueError(f"a tag must be text that UTF-8 can hold, got {name!r}") from None
-    if not 1 <= length <= 512 or name.isdecimal():
-        raise ValueError(f"a tag must have 1 to 512 UTF-8 bytes and be no number, got {name[:80]!r}")
-    return name
+    """Return a tag's name: what can be an agent's id, and is no number, since numbers are generations."""
+    return _checked_name(name, "a tag", is_tag(name), " and be no number")
 
 
 def check_out(out: object, n_blocks: int, block_type: BlockType) -> NDArray[np.uint8]:

@@ -111,7 +111,7 @@ class Audit:
     def cohort(self, number: int) -> Cohort:
         """Return the cohort of a readable generation."""
         if number not in self._cohorts:
-            self._cohorts[number] = cohort_in(self.manifests[number], self.folders, checksums=False, newest=False)
+            self._cohorts[number] = cohort_in(self.manifests[number], self.folders, checksums=False)
         return self._cohorts[number]
 
     def damaged_agents(self, cohort: Cohort) -> dict[str, str]:

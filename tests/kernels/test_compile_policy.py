@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numba
@@ -217,25 +216,25 @@ import probe
 from numba.core.caching import IndexDataCacheFile
 
 save = IndexDataCacheFile._save_index
-def slow_save(self, overloads):  # as if both had read the index before either wrote it
-    time.sleep(0.5)
+def save_together(self, overloads):
+    # Both have read the index before either writes it; the first one's index goes before the other's, its code after.
+    IndexDataCacheFile._save_index = save
+    Path(PLACE, f"saving-{MINE}").touch()
+    while len(list(Path(PLACE).glob("saving-*"))) < 2:
+        time.sleep(0.005)
+    time.sleep(0.4 if MINE == "second" else 0)
     save(self, overloads)
-IndexDataCacheFile._save_index = slow_save
+    time.sleep(0.8 if MINE == "first" else 0)
+IndexDataCacheFile._save_index = save_together
 
-Path(PLACE, MINE).touch()
-while not Path(PLACE, "go").exists():
-    time.sleep(0.005)
 print(*[probe.norms_are_right(n, name) for n in (probe.SMALL, probe.LARGE) for name in NAMES])
 """
     names = ["float32", "bfloat16"]
     processes = []
     for mine, order in (("first", names), ("second", names[::-1])):
         (tmp_path / mine).mkdir()
-        told = f"PLACE, MINE, NAMES = {str(tmp_path)!r}, 'ready-{mine}', {order}"
+        told = f"PLACE, MINE, NAMES = {str(tmp_path)!r}, {mine!r}, {order}"
         processes.append(start(told + program, tmp_path / mine, tmp_path / "cache"))
-    while all(process.poll() is None for process in processes) and len(list(tmp_path.glob("ready-*"))) < 2:
-        time.sleep(0.005)
-    (tmp_path / "go").touch()
     assert [end(process) for process in processes] == [["True"] * 4] * 2
 
     third = f"import probe; print(*[probe.norms_are_right(n, d) for n in (8, probe.LARGE) for d in {names}])"

@@ -128,6 +128,24 @@ def test_it_does_not_matter_how_the_bytes_are_handed_in(dtype_name, data, left_a
     np.testing.assert_array_equal(differ, naive.blocks_differ(left, right))
 
 
+@pytest.mark.parametrize("dtype_name", naive.DTYPES)
+@settings(deadline=None, max_examples=25 if JIT else 5)
+@given(st.data(), st.integers(1, 2000), st.integers(1, MANY if JIT else 1))
+def test_a_round_is_measured_as_each_cache_alone_whatever_the_tiles_and_threads(dtype_name, data, tile_bytes, threads):
+    master, first = data.draw(pairs(dtype_name, most_blocks=9))
+    lengths = data.draw(st.lists(st.integers(0, len(master)), max_size=4))
+    caches = [(first if at % 2 else first[::-1].copy())[:length] for at, length in enumerate(lengths)]
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(diff, "_TILE_BYTES", tile_bytes)
+        numba.set_num_threads(threads)
+        found = diff.round_norms(master, caches, dtype_name)
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        alone = [diff.block_norms(master[: len(cache)], cache, dtype_name) for cache in caches]
+    assert [norms.tobytes() for norms in found] == [norms.tobytes() for norms in alone]
+    for norms, expected in zip(found, naive.round_norms(master, caches, dtype_name), strict=True):
+        expect_same_norms(norms, expected)
+
+
 @pytest.mark.parametrize("n_numbers", [1, 31, 32, 33, 63, 64, 65])
 @pytest.mark.parametrize("dtype_name", naive.DTYPES)
 def test_one_number_counts_wherever_it_stands_in_the_lanes(dtype_name, n_numbers):
@@ -196,6 +214,8 @@ def test_no_blocks_give_no_norms(dtype_name):
     nothing = np.empty((0, 24), np.uint8)
     assert diff.block_norms(nothing, nothing, dtype_name).shape == (0,)
     assert diff.blocks_differ(nothing, nothing).shape == (0,)
+    assert [norms.shape for norms in diff.round_norms(nothing, [nothing, nothing], dtype_name)] == [(0,), (0,)]
+    assert diff.round_norms(nothing, [], dtype_name) == []
 
 
 @pytest.mark.skipif(not JIT, reason="a mebibyte takes minutes without the JIT")

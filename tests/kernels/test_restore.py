@@ -74,6 +74,22 @@ def test_it_does_not_matter_how_the_bytes_are_handed_in(table, master_as, own_as
     np.testing.assert_array_equal(out, restored(naive.restore_blocks, master, own, sources))
 
 
+@settings(deadline=None, max_examples=60 if JIT else 20)
+@given(tables(most_blocks=20), st.lists(st.integers(0, 20), max_size=4), st.integers(1, 300), st.integers(1, MANY))
+def test_a_round_is_restored_as_each_agent_alone_whatever_the_tiles_and_threads(table, lengths, tile_bytes, threads):
+    master, own, sources = table
+    orders = [np.roll(sources, at)[:length] for at, length in enumerate(lengths)]
+    owns = [own + np.uint8(at) for at in range(len(orders))]
+    outs, expected = ([np.full((len(order), master.shape[1]), 77, np.uint8) for order in orders] for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restore, "_TILE_BYTES", tile_bytes)
+        numba.set_num_threads(threads)
+        restore.restore_round(master, owns, orders, outs)
+        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    naive.restore_round(master, owns, orders, expected)
+    assert [out.tobytes() for out in outs] == [out.tobytes() for out in expected]
+
+
 @pytest.mark.parametrize("row_bytes", [7, 16])
 def test_no_byte_beside_the_result_is_touched(row_bytes):
     room = np.full((6, row_bytes), 77, np.uint8)

@@ -28,6 +28,7 @@ __all__ = [
     "register_pages",
 ]
 
+
 def pages_to_blocks(
     layers: Sequence[Any] | Any,
     block_table: Iterable[int] | Any,

@@ -1,5 +1,6 @@
 """Caches in files: which files an argument names, and the array in each, mapped where that can be."""
 
+import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,17 +10,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokendance.adapters.safetensors_file import open_tensors
+from tokendance.adapters.safetensors_header import FORMAT_NAMES
 from tokendance.cli.failures import CommandError, UsageError, about
-from tokendance.cli.safetensors_file import mapped_tensors
 from tokendance.dtypes import dtype_named, name_of
+from tokendance.errors import StoreCorruptError
 
-__all__ = ["BITS_OF", "SUFFIXES", "CacheFile", "named_files", "opened"]
+__all__ = ["BITS_OF", "SUFFIXES", "CacheFile", "LayeredFile", "named_files", "opened"]
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
 # What numpy files cannot name, and how many bytes its bits take.
 BITS_OF = {"bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 _Read = Callable[[], NDArray[Any]]
+_Look = tuple[tuple[int, ...], np.dtype[Any], _Read]
+_OUR_NAMES = {theirs: ours for ours, theirs in FORMAT_NAMES.items()}
+# Integers that no cache is made of, but whose bits can be a cache's.
+_INTEGERS = {"I16": np.dtype(np.int16), "U16": np.dtype(np.uint16)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,25 @@ class CacheFile:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     read: _Read
+
+
+@dataclass(frozen=True, slots=True)
+class LayeredFile:
+    """A safetensors file that holds one agent's cache as keys and values of each layer.
+
+    Attributes
+    ----------
+    agent : str
+    path : Path
+    n_bytes : int
+    from_mlx : bool
+        mlx-lm wrote it; else it was exported from a store.
+    """
+
+    agent: str
+    path: Path
+    n_bytes: int
+    from_mlx: bool
 
 
 def named_files(arguments: Sequence[str]) -> list[tuple[str, Path]]:
@@ -79,7 +105,7 @@ def _files_of(argument: str) -> list[tuple[str, Path]]:
     return [(whole.stem, whole)]
 
 
-def opened(agent: str, path: Path, bits_are: str | None) -> CacheFile:
+def opened(agent: str, path: Path, bits_are: str | None) -> CacheFile | LayeredFile:
     """Look at a file, without reading its array.
 
     Parameters
@@ -95,17 +121,32 @@ def opened(agent: str, path: Path, bits_are: str | None) -> CacheFile:
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} must end in {', '.join(SUFFIXES)}, which says how to read it")
     with about(path):
-        if not path.stat() or not path.is_file():
+        # Opening a pipe would wait for its other end.
+        if not stat.S_ISREG(path.stat().st_mode):
             raise CommandError(f"{path} is not a regular file")
     try:
         with about(path):
+            if path.suffix == ".safetensors":
+                layered = _layered(agent, path)
+                if layered is not None:
+                    return layered
             shape, dtype, read = _LOOKS[path.suffix](path)
+    except StoreCorruptError:
+        raise
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CommandError(f"{path} cannot be read as {path.suffix}: {error}") from error
     return CacheFile(agent, path, shape, *_told(path, dtype, bits_are, read))
 
 
-def _look_at_npy(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], _Read]:
+def _layered(agent: str, path: Path) -> LayeredFile | None:
+    with open_tensors(path) as file:
+        from_mlx = any(key.startswith("2.") for key in file.metadata)
+        if len(file.tensors) > 1 and (from_mlx or "tokendance.format" in file.metadata):
+            return LayeredFile(agent, path, sum(entry.n_bytes for entry in file.tensors.values()), from_mlx)
+    return None
+
+
+def _look_at_npy(path: Path) -> _Look:
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
             raise ValueError("it does not begin like one")
@@ -113,7 +154,7 @@ def _look_at_npy(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], _Read]:
     return array.shape, array.dtype, lambda: array
 
 
-def _look_at_npz(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], _Read]:
+def _look_at_npz(path: Path) -> _Look:
     with zipfile.ZipFile(path) as archive:
         name = _only(path, archive.namelist())
         with archive.open(name) as member:
@@ -134,10 +175,22 @@ def _look_at_npz(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], _Read]:
 _header_2 = np.lib.format.read_array_header_2_0
 
 
-def _look_at_safetensors(path: Path) -> tuple[tuple[int, ...], np.dtype[Any], _Read]:
-    tensors = mapped_tensors(path)
-    array = tensors[_only(path, list(tensors))]
-    return array.shape, array.dtype, lambda: array
+def _look_at_safetensors(path: Path) -> _Look:
+    with open_tensors(path) as file:
+        name = _only(path, list(file.tensors))
+        entry = file.tensors[name]
+        dtype = dtype_named(_OUR_NAMES[entry.dtype]) if entry.dtype in _OUR_NAMES else _INTEGERS.get(entry.dtype)
+        if dtype is None:
+            raise CommandError(f"{path} holds {entry.dtype}, which no cache can be")
+        start = file.data_start + entry.start
+
+    def read() -> NDArray[Any]:
+        if entry.dtype in _INTEGERS:
+            return np.memmap(path, dtype, mode="r", offset=start, shape=entry.shape)
+        with about(path), open_tensors(path) as again:
+            return again.read(name)
+
+    return entry.shape, dtype, read
 
 
 def _only(path: Path, names: list[str]) -> str:

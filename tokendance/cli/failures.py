@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tokendance.errors import TokenDanceError
+from tokendance.plots.wording import shown
 
-__all__ = ["CommandError", "UsageError", "about", "line_of", "shown"]
+__all__ = ["CommandError", "UsageError", "about", "line_of"]
 
 
 class CommandError(Exception):
@@ -20,17 +21,6 @@ class UsageError(CommandError):
     """The command line itself is wrong; the exit status is 2."""
 
     status = 2
-
-
-def shown(text: str) -> str:
-    r"""Return text as a terminal may get it: agents and files may carry names that would steer it.
-
-    Examples
-    --------
-    >>> shown("critic \x1b[2J")
-    'critic \\x1b[2J'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def line_of(error: BaseException) -> str:

@@ -10,17 +10,8 @@ from numpy.typing import NDArray
 import tokendance as td
 from tokendance.adapters.cache_layout import CacheLayout
 from tokendance.cli.arguments import AgentArgument, JsonOption, OtherAgentArgument, StoreArgument
-from tokendance.cli.screen import (
-    bar,
-    count_of,
-    in_bytes,
-    in_time,
-    print_facts,
-    print_json,
-    print_table,
-    progress,
-    say,
-)
+from tokendance.cli.screen import bar, in_time, print_facts, print_json, print_table, progress, say
+from tokendance.plots.wording import count_of, in_bytes
 from tokendance.validate import check_blocks
 
 __all__ = ["diff", "info", "log"]
@@ -68,11 +59,15 @@ def _agent_facts(agent: str, stats: dict[str, Any], block_bytes: int) -> dict[st
     if agent == stats["master_id"]:
         n_bytes = stats["master_blocks"] * block_bytes
         own = {"n_blocks": stats["master_blocks"], "n_own_blocks": stats["master_blocks"], "max_dropped_norm": 0.0}
-        return {"agent": agent, "master": True} | own | {
-            "logical_bytes": n_bytes,
-            "stored_bytes": n_bytes,
-            "mirror_ratio": None,
-        }
+        return (
+            {"agent": agent, "master": True}
+            | own
+            | {
+                "logical_bytes": n_bytes,
+                "stored_bytes": n_bytes,
+                "mirror_ratio": None,
+            }
+        )
     mirror = stats["mirrors"][agent]
     return {
         "agent": agent,
@@ -200,7 +195,9 @@ def _first_token(differing: NDArray[np.int64], layout: CacheLayout) -> int | Non
     return int(differing[0]) // (2 * layout.n_layers) * layout.block_tokens
 
 
-def _differing(storage: td.TokenDanceStore, agent: str, other: str) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
+def _differing(
+    storage: td.TokenDanceStore, agent: str, other: str
+) -> tuple[int, NDArray[np.int64], NDArray[np.float64]]:
     """Return how many blocks both have, which of these differ, and the norms of the differences."""
     from tokendance.kernels.diff import SAME_BITS, block_norms
 
@@ -217,8 +214,8 @@ def _differing(storage: td.TokenDanceStore, agent: str, other: str) -> tuple[int
     with progress("comparing") as show:
         for start in range(0, len(candidates), step):
             chosen = candidates[start : start + step]
-            rows = [check_blocks(storage.reconstruct(one, blocks=chosen)).rows for one in (agent, other)]
-            norms[start : start + step] = block_norms(*rows, sample.dtype.name)
+            ours, theirs = (check_blocks(storage.reconstruct(one, blocks=chosen)).rows for one in (agent, other))
+            norms[start : start + step] = block_norms(ours, theirs, sample.dtype.name)
             show((start + len(chosen)) * row_bytes, len(candidates) * row_bytes)
     different = norms != SAME_BITS
     return compared, candidates[different], norms[different]

@@ -7,7 +7,8 @@ import typer
 
 import tokendance as td
 from tokendance.cli.arguments import JsonOption, StoreArgument
-from tokendance.cli.failures import CommandError, UsageError, about
+from tokendance.cli.failures import CommandError, UsageError
+from tokendance.cli.replacing import replaced
 from tokendance.cli.screen import print_json, say
 
 __all__ = ["plot"]
@@ -28,12 +29,14 @@ def plot(store: StoreArgument, out: OutOption, as_json: JsonOption = False) -> N
     except ModuleNotFoundError as error:
         raise CommandError(f"plotting needs {error.name}; get it with: pip install 'tokendance[plot]'") from error
     from tokendance.plots.gather import gathered
-    from tokendance.plots.page import save_picture
+    from tokendance.plots.page import picture
 
     with td.open(store, mode="r") as storage:
         facts = gathered(storage)
-    with about(out):
-        save_picture(facts, out)
+    if not facts.agents:
+        raise CommandError(f"{store} has no agents to draw")
+    with replaced(out) as file:
+        file.write(picture(facts, out.suffix[1:]))
     if as_json:
         print_json({"store": str(store), "file": str(out), "n_agents": len(facts.agents)})
     else:

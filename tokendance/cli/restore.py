@@ -1,10 +1,9 @@
 """``tokendance restore``: an agent's cache from a store into a file."""
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from io import BufferedWriter, BytesIO
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,10 @@ import typer
 from numpy.typing import NDArray
 
 import tokendance as td
+from tokendance.adapters.laid_out_agents import stored_layout
+from tokendance.adapters.safetensors import export_agent
+from tokendance.adapters.safetensors_file import write_tensors
+from tokendance.adapters.safetensors_header import FORMAT_NAMES, TensorEntry
 from tokendance.cli.arguments import (
     AgentArgument,
     IdentityOption,
@@ -24,13 +27,13 @@ from tokendance.cli.arguments import (
 from tokendance.cli.cache_files import BITS_OF
 from tokendance.cli.cuts import META_KEY, Cut
 from tokendance.cli.failures import UsageError, about
-from tokendance.cli.safetensors_file import header_of
-from tokendance.cli.screen import in_bytes, print_json, progress, say
+from tokendance.cli.replacing import replaced
+from tokendance.cli.screen import print_json, progress, say
+from tokendance.plots.wording import in_bytes
 
 __all__ = ["restore"]
 
 _STEP_BYTES = 32 << 20
-_TENSOR_NAME = "kv_blocks"
 
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", metavar="FILE", show_default=False, help="A .npy or .safetensors file.")
@@ -63,103 +66,126 @@ def restore(
     if out.suffix not in (".npy", ".safetensors"):
         raise UsageError(f"{out} must end in .npy or .safetensors, which says how to write it")
     with td.open(store, mode="r", at=at, identity=said) as storage:
-        sample = storage.reconstruct(agent, blocks=slice(0, 0))
-        n_blocks = _length_of(storage, agent)
-        meta = storage.meta(agent)
-        cut = Cut.from_meta(meta, n_blocks, sample.shape[1:])
-        whole = cut or Cut((n_blocks, *sample.shape[1:]), 0, None)
-        with _replaced(out) as file, progress("writing") as show:
-            as_bits = _write_header(file, out.suffix, whole, sample.dtype)
-            for part in _parts(storage, agent, whole, n_blocks, sample):
-                file.write(memoryview(part.reshape(-1).view(np.uint8)))
-                show(file.tell(), whole.n_elements * sample.itemsize)
+        plan = _plan_of(storage, agent)
+        with about(out):
+            shape = _WRITE[out.suffix](storage, plan, out)
         facts = {
             "store": storage.path,
             "generation": storage.generation,
             "agent": agent,
             "file": str(out),
-            "shape": list(whole.shape),
-            "dtype": sample.dtype.name,
-            "written_as": as_bits,
-            "bytes": whole.n_elements * sample.itemsize,
-            "as_blocks": cut is None,
+            "shape": shape,
+            "dtype": plan.sample.dtype.name,
+            "stored_as": _named(plan.sample.dtype).name if out.suffix == ".npy" else plan.sample.dtype.name,
         }
     if as_json:
         print_json(facts)
-        return
-    say(f"{out}: {sample.dtype.name} {whole.shape}, {in_bytes(facts['bytes'])}, of generation {facts['generation']}")
-    if as_bits != sample.dtype.name:
-        say(f"numpy files cannot name {sample.dtype.name}: its bits are there as {as_bits}")
-    if cut is None and META_KEY in meta:
+    else:
+        _print(facts, plan)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """An agent, and the array that its blocks become."""
+
+    agent: str
+    n_blocks: int
+    sample: NDArray[Any]
+    cut: Cut
+    outgrown: bool
+
+    @property
+    def as_blocks(self) -> bool:
+        return self.cut.shape == (self.n_blocks, *self.sample.shape[1:])
+
+    @property
+    def n_bytes(self) -> int:
+        return self.cut.n_elements * self.sample.itemsize
+
+
+def _plan_of(storage: td.TokenDanceStore, agent: str) -> _Plan:
+    sample = storage.reconstruct(agent, blocks=slice(0, 0))
+    stats, meta = storage.stats(), storage.meta(agent)
+    n_blocks = stats["master_blocks"] if agent == stats["master_id"] else stats["mirrors"][agent]["n_blocks"]
+    cut = Cut.from_meta(meta, n_blocks, sample.shape[1:])
+    whole = cut or Cut((n_blocks, *sample.shape[1:]), 0, None)
+    return _Plan(agent, n_blocks, sample, whole, cut is None and META_KEY in meta)
+
+
+def _print(facts: dict[str, Any], plan: _Plan) -> None:
+    shape = "keys and values of each layer" if facts["shape"] is None else f"{tuple(facts['shape'])}"
+    say(f"{facts['file']}: {facts['dtype']} {shape}, {in_bytes(plan.n_bytes)}, of generation {facts['generation']}")
+    if facts["stored_as"] != facts["dtype"]:
+        say(f"numpy files cannot name {facts['dtype']}: its bits are there as {facts['stored_as']}")
+    if plan.outgrown:
         say("it grew since it was taken from a file, so these are its blocks, not that file's array")
 
 
-def _length_of(storage: td.TokenDanceStore, agent: str) -> int:
-    stats = storage.stats()
-    blocks: int = stats["master_blocks"] if agent == stats["master_id"] else stats["mirrors"][agent]["n_blocks"]
-    return blocks
-
-
-def _write_header(file: BufferedWriter, suffix: str, cut: Cut, dtype: np.dtype[Any]) -> str:
-    """Write what stands before the bytes; return the name of the dtype that the file says it holds."""
-    if suffix == ".safetensors":
-        file.write(header_of(_TENSOR_NAME, dtype, cut.shape))
-        return dtype.name
-    named = np.dtype(f"uint{8 * BITS_OF[dtype.name]}") if dtype.name in BITS_OF else dtype
-    # numpy's own bytes, so that what np.save wrote comes back the same, header included.
+def _write_npy(storage: td.TokenDanceStore, plan: _Plan, out: Path) -> list[int]:
+    # numpy's own header, so that what np.save wrote comes back the same to the byte.
     header = BytesIO()
-    said = {"descr": np.lib.format.dtype_to_descr(named), "fortran_order": False, "shape": cut.shape}
+    said = {
+        "descr": np.lib.format.dtype_to_descr(_named(plan.sample.dtype)),
+        "fortran_order": False,
+        "shape": plan.cut.shape,
+    }
+    np.lib.format.write_array_header_1_0(header, said)
+    with replaced(out) as file:
+        file.write(header.getvalue())
+        for part in _parts(storage, plan):
+            file.write(part.reshape(-1).view(np.uint8).data)
+    return list(plan.cut.shape)
+
+
+def _write_safetensors(storage: td.TokenDanceStore, plan: _Plan, out: Path) -> list[int] | None:
+    """Write one tensor, or those that the layout of a model asks for; then there is no one shape."""
+    layered = _has_layers(storage, plan.agent)
+    if layered or plan.as_blocks:
+        with progress("writing"):
+            export_agent(storage, plan.agent, out)
+        return None if layered else list(plan.cut.shape)
+    entry = TensorEntry(FORMAT_NAMES[plan.sample.dtype.name], plan.cut.shape)
+    write_tensors(out, {"cache": entry}, {}, lambda _name: _parts(storage, plan))
+    return list(plan.cut.shape)
+
+
+def _has_layers(storage: td.TokenDanceStore, agent: str) -> bool:
     try:
-        np.lib.format.write_array_header_1_0(header, said)
+        stored_layout(storage._cohort, agent)
     except ValueError:
-        np.lib.format.write_array_header_2_0(header, said)
-    file.write(header.getvalue())
-    return str(named.name)
+        return False
+    return True
 
 
-def _parts(
-    storage: td.TokenDanceStore, agent: str, cut: Cut, n_blocks: int, sample: NDArray[Any]
-) -> Iterator[NDArray[Any]]:
-    """Yield the array's bytes in order, in parts; all at once where the blocks do not stand in the file's order."""
-    block_bytes = int(np.prod(sample.shape[1:])) * sample.itemsize
+def _named(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that a numpy file says it holds."""
+    return np.dtype(f"uint{8 * BITS_OF[dtype.name]}") if dtype.name in BITS_OF else dtype
+
+
+def _parts(storage: td.TokenDanceStore, plan: _Plan) -> Iterator[NDArray[Any]]:
+    """Yield the array's elements in order, in parts; all at once where the blocks do not stand in the file's order."""
+    sample, n_blocks, cut = plan.sample, plan.n_blocks, plan.cut
+    block_bytes = math.prod(sample.shape[1:]) * sample.itemsize
     step = max(_STEP_BYTES // block_bytes, 1)
     room = np.empty((min(step, n_blocks), *sample.shape[1:]), sample.dtype)
     array = None if cut.in_file_order else np.empty(cut.shape, sample.dtype)
     left = cut.n_elements
-    for start in range(0, n_blocks, step):
-        blocks = room[: min(step, n_blocks - start)]
-        storage.reconstruct(agent, blocks=slice(start, start + len(blocks)), out=blocks)
-        if array is None:
-            part = blocks.reshape(-1)[:left]
-            left -= len(part)
-            yield part
-        else:
-            cut.pour(blocks, start, array)
-    if array is not None:
-        yield array
+    with progress("writing") as show:
+        for start in range(0, n_blocks, step):
+            show(start * block_bytes, n_blocks * block_bytes)
+            blocks = room[: min(step, n_blocks - start)]
+            storage.reconstruct(plan.agent, blocks=slice(start, start + len(blocks)), out=blocks)
+            if array is None:
+                part = blocks.reshape(-1)[:left]
+                left -= len(part)
+                yield part
+            else:
+                cut.pour(blocks, start, array)
+        if array is not None:
+            yield array
 
 
-@contextmanager
-def _replaced(path: Path) -> Iterator[BufferedWriter]:
-    """Write a file under another name beside `path`, and give it the name once it is whole and durable."""
-    beside = path.with_name(f".{path.name[:60]}.{secrets.token_hex(6)}.new")
-    with about(path):
-        try:
-            with beside.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                beside.unlink()
-            raise
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
+_WRITE: Mapping[str, Callable[[td.TokenDanceStore, _Plan, Path], list[int] | None]] = {
+    ".npy": _write_npy,
+    ".safetensors": _write_safetensors,
+}

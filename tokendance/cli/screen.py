@@ -22,9 +22,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tokendance.cli.failures import shown
+from tokendance.plots.wording import shown
 
-__all__ = ["bar", "count_of", "in_bytes", "in_time", "print_facts", "print_json", "print_table", "progress", "say"]
+__all__ = ["bar", "in_time", "print_facts", "print_json", "print_table", "progress", "say"]
 
 # Wide enough for any table: what is piped is for grep, and a cut name would not be found.
 _PIPE_WIDTH = 10_000
@@ -104,39 +104,12 @@ def _can_print(text: str) -> bool:
     return True
 
 
-def in_bytes(n_bytes: float) -> str:
-    """Return a size for people.
-
-    Examples
-    --------
-    >>> in_bytes(512), in_bytes(200_000_000)
-    ('512 B', '190.7 MiB')
-    """
-    size, unit = float(n_bytes), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(size) < 1024 or unit == "TiB":
-            break
-        size /= 1024
-    return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
 def in_time(seconds: float) -> str:
     """Return a moment as the wall clock here showed it."""
     try:
         return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
     except (ValueError, OverflowError, OSError):
         return f"{seconds:g} s"
-
-
-def count_of(number: int, noun: str) -> str:
-    """Return a number with its noun.
-
-    Examples
-    --------
-    >>> count_of(1, "block"), count_of(1200, "block")
-    ('1 block', '1,200 blocks')
-    """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 @contextmanager
@@ -156,8 +129,6 @@ def progress(words: str, *, of_bytes: bool = True) -> Iterator[Callable[[int, in
         counts = (DownloadColumn(binary_units=True), TransferSpeedColumn())
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *counts, TimeRemainingColumn())
     # The terminal is asked itself: rich also takes a word in the environment for one.
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as shown_bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as shown_bar:
         task = shown_bar.add_task(words, total=None)
         yield lambda done, total: shown_bar.update(task, completed=done, total=total)

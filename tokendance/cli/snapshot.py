@@ -2,51 +2,30 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 import tokendance as td
 from tokendance.cli.arguments import IdentityOption, JsonOption, StoreArgument, identity_of
-from tokendance.cli.cache_files import CacheFile, named_files, opened
-from tokendance.cli.cuts import Cut
-from tokendance.cli.failures import CommandError, about
-from tokendance.cli.screen import count_of, in_bytes, print_json, progress, say
-from tokendance.electing import block_prints, elected
-from tokendance.validate import check_blocks, check_tag
+from tokendance.cli.cache_files import named_files
+from tokendance.cli.failures import about
+from tokendance.cli.screen import print_json, say
+from tokendance.cli.sources import Source, Wanted, check_alike, register_all, source_of
+from tokendance.plots.wording import count_of, in_bytes
+from tokendance.validate import check_tag
 
 __all__ = ["snapshot"]
-
-# Blocks are printed in steps of this size, so that the bar moves.
-_STEP_BYTES = 32 << 20
 
 
 class _Bits(StrEnum):
     bfloat16 = "bfloat16"
     float8_e4m3fn = "float8_e4m3fn"
     float8_e5m2 = "float8_e5m2"
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    file: CacheFile
-    cut: Cut
-
-    @property
-    def n_bytes(self) -> int:
-        return self.cut.n_elements * self.file.dtype.itemsize
-
-    def blocks(self) -> NDArray[Any]:
-        """Return the file's array as blocks; an error says which file it is."""
-        with _naming(self.file):
-            return self.cut.blocks_of(self.file.read())
 
 
 FilesArgument = Annotated[
@@ -106,14 +85,12 @@ def snapshot(
     said = identity_of(identity)
     if tag is not None:
         check_tag(tag)
-    sources = [
-        _source(opened(agent, path, dtype.value if dtype else None), block_axis, block_tokens)
-        for agent, path in named_files(files)
-    ]
-    _check_alike(sources)
+    wanted = Wanted(dtype.value if dtype else None, block_axis, block_tokens)
+    sources = [source_of(agent, path, wanted) for agent, path in named_files(files)]
+    check_alike(sources)
     with _opened(store, threshold, said) as storage:
         with storage.transaction():
-            _register(storage, sources)
+            register_all(storage, sources)
             if tag is not None:
                 storage.tag(tag)
         facts = _facts(storage, sources, tag)
@@ -121,39 +98,6 @@ def snapshot(
         print_json(facts)
     else:
         _print(facts)
-
-
-def _source(file: CacheFile, block_axis: int, block_tokens: int | None) -> _Source:
-    axis = block_axis + len(file.shape) if block_axis < 0 else block_axis
-    with _naming(file):
-        cut = Cut(file.shape, axis, block_tokens)
-        if not cut.block_shape:
-            raise td.ShapeMismatchError(f"the array has shape {file.shape}: tell --block-tokens how to cut it")
-        return _Source(file, cut)
-
-
-def _check_alike(sources: list[_Source]) -> None:
-    """Find files that do not fit each other before anything is read or made."""
-    first = sources[0]
-    for source in sources[1:]:
-        came, expected = (
-            (source.file.dtype, source.cut.block_shape),
-            (first.file.dtype, first.cut.block_shape),
-        )
-        if came != expected:
-            raise CommandError(
-                f"{source.file.path} is {source.file.dtype} of shape {source.file.shape}, which does not fit "
-                f"{first.file.path}, {first.file.dtype} of shape {first.file.shape}: all axes but the one of the blocks, "
-                "and the dtype, must be the same"
-            )
-
-
-@contextmanager
-def _naming(file: CacheFile) -> Iterator[None]:
-    try:
-        yield
-    except (td.ShapeMismatchError, TypeError) as error:
-        raise CommandError(f"{file.path}: {error}") from error
 
 
 @contextmanager
@@ -172,65 +116,20 @@ def _opened(path: Path, threshold: float | None, identity: dict[str, Any] | None
             raise
 
 
-def _register(storage: td.TokenDanceStore, sources: list[_Source]) -> None:
-    """Register one file after the other, so that memory holds one of them at most."""
-    by_agent = {source.file.agent: source for source in sources}
-    master = storage.master_id
-    if master is None:
-        master = sources[0].file.agent if len(sources) == 1 else _elect(sources)
-    elif master in by_agent:
-        # Their old content need not be told anew against the new master.
-        for agent in set(by_agent) & set(storage.mirrors):
-            storage.remove(agent)
-    order = sorted(by_agent, key=lambda agent: agent != master)
-    done, total = 0, sum(source.n_bytes for source in sources)
-    with progress("storing") as show:
-        show(done, total)
-        for agent in order:
-            source = by_agent[agent]
-            register = storage.register_master if agent == master else storage.register_mirror
-            blocks = source.blocks()
-            with _naming(source.file):
-                register(agent, blocks, meta=source.cut.to_meta())
-            done += source.n_bytes
-            show(done, total)
-
-
-def _elect(sources: list[_Source]) -> str:
-    """Return the agent that, as master, leaves the least to store."""
-    prints = {}
-    done, total = 0, sum(source.n_bytes for source in sources)
-    with progress("choosing a master") as show:
-        for source in sources:
-            blocks = source.blocks()
-            with _naming(source.file):
-                rows = check_blocks(blocks).rows
-            step = max(_STEP_BYTES // rows.shape[1], 1)
-            found = [np.empty(0, np.uint32)]
-            for start in range(0, len(rows), step):
-                part = rows[start : start + step]
-                found.append(block_prints(part))
-                done += part.nbytes
-                show(done, total)
-            prints[source.file.agent] = np.concatenate(found)
-    return elected(prints)
-
-
-def _facts(storage: td.TokenDanceStore, sources: list[_Source], tag: str | None) -> dict[str, Any]:
+def _facts(storage: td.TokenDanceStore, sources: Sequence[Source], tag: str | None) -> dict[str, Any]:
     stats = storage.stats()
-    mirrors = stats["mirrors"]
     agents = []
     for source in sources:
-        agent, file = source.file.agent, source.file
-        told = mirrors.get(agent)
+        told = stats["mirrors"].get(source.agent)
+        n_blocks = stats["master_blocks"] if told is None else told["n_blocks"]
         agents.append(
             {
-                "agent": agent,
-                "file": str(file.path),
+                "agent": source.agent,
+                "file": str(source.path),
                 "bytes": source.n_bytes,
                 "master": told is None,
-                "n_blocks": source.cut.n_blocks,
-                "n_own_blocks": source.cut.n_blocks if told is None else told["n_diff_blocks"],
+                "n_blocks": n_blocks,
+                "n_own_blocks": n_blocks if told is None else told["n_diff_blocks"],
                 "max_dropped_norm": 0.0 if told is None else told["max_dropped_norm"],
             }
         )

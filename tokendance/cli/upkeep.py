@@ -10,8 +10,9 @@ import tokendance as td
 from tokendance.cli.arguments import JsonOption, StoreArgument
 from tokendance.cli.changing import changed
 from tokendance.cli.failures import about
-from tokendance.cli.screen import count_of, in_bytes, print_json, progress, say
+from tokendance.cli.screen import print_json, progress, say
 from tokendance.demo.disk import disk_usage
+from tokendance.plots.wording import count_of, in_bytes
 
 __all__ = ["gc", "verify", "warmup"]
 
