@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy.ma  # noqa: F401 - numba's first call would import it, and a child forked meanwhile wait for it for ever
 from numba import njit
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import threading_layer
@@ -87,8 +88,8 @@ def _compiled(function: Kernel, arguments: tuple[numba.types.Type, ...], paralle
     named = _renamed(function, arguments, parallel)
     try:
         kernel: Kernel = njit(signature, cache=True, parallel=parallel, nogil=True)(named)
-    except (RuntimeError, OSError):
-        # No folder can be written (read-only install and no home), or the disk is full: compile without a cache.
+    except Exception:  # noqa: BLE001 - whatever an unusable cache raises; what is wrong with a kernel is raised again
+        # No folder can be written (read-only install and no home), the disk is full, or a file of the cache is damaged.
         kernel = njit(signature, parallel=parallel, nogil=True)(named)
     return kernel
 

@@ -216,4 +216,5 @@ def _rescale(left: NDArray[np.generic], right: NDArray[np.generic], norms: NDArr
         largest = delta.max()
         if 0.0 < largest < np.inf:
             scaled = delta / largest
-            norms[block] = largest * np.sqrt(np.sum(scaled * scaled))
+            with np.errstate(over="ignore"):  # a norm past the largest float64 is infinite
+                norms[block] = largest * np.sqrt(np.sum(scaled * scaled))

@@ -19,15 +19,18 @@ class Batch:
     """Files and folders that must be on the disk before a manifest names them."""
 
     def __init__(self) -> None:
-        self._open: list[int] = []
+        self._files: list[int] = []
+        self._folders: list[int] = []
         self.written_bytes = 0
 
     def write(
         self, name: str, parent: int, parts: Sequence[Buffer], *, pad_at: int = -1, size: int | None = None
     ) -> None:
         """Write a new file; `tokendance.store.files.write_new` says how it is padded."""
-        self._wait(files.write_new(name, parent, parts, pad_at=pad_at, size=size))
+        self._files.append(files.write_new(name, parent, parts, pad_at=pad_at, size=size))
         self.written_bytes += sum(memoryview(part).nbytes for part in parts)
+        if len(self._files) >= _MOST_OPEN:
+            _sync_and_close(self._files)
 
     def make_folder(self, name: str, parent: int) -> int:
         """Make a folder and return it open; whoever asked closes it."""
@@ -38,7 +41,12 @@ class Batch:
 
     def sync_later(self, folder: int) -> None:
         """Make the names in an open folder durable with the rest."""
-        self._wait(os.dup(folder))
+        self._folders.append(os.dup(folder))
+
+    def finished_object(self) -> None:
+        """Make folders durable if many wait; not before all is in them, since a sync covers what is there."""
+        if len(self._folders) >= _MOST_OPEN:
+            _sync_and_close(self._folders)
 
     def sync(self) -> None:
         """Return when all of it is on the disk.
@@ -48,23 +56,25 @@ class Batch:
         OSError
             The first sync that failed; what was written must then be given up, never tried again.
         """
-        waiting, self._open = self._open, []
-        try:
-            _all_at_once(files.sync, waiting)
-        finally:
-            for fd in waiting:
-                os.close(fd)
+        waiting = self._files + self._folders
+        self._files, self._folders = [], []
+        _sync_and_close(waiting)
 
     def drop(self) -> None:
         """Forget what waits."""
-        for fd in self._open:
+        for fd in self._files + self._folders:
             os.close(fd)
-        self._open.clear()
+        self._files, self._folders = [], []
 
-    def _wait(self, fd: int) -> None:
-        self._open.append(fd)
-        if len(self._open) >= _MOST_OPEN:
-            self.sync()
+
+def _sync_and_close(fds: list[int]) -> None:
+    waiting = fds.copy()
+    fds.clear()
+    try:
+        _all_at_once(files.sync, waiting)
+    finally:
+        for fd in waiting:
+            os.close(fd)
 
 
 def _all_at_once(step: Callable[[int], None], fds: list[int]) -> None:

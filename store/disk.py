@@ -39,6 +39,7 @@ class DiskPlace:
 
     def _new_object(self, group: str) -> tuple[int, int]:
         """Make the next object's folder; numbers that a crashed writer left behind are passed over."""
+        self._batch.finished_object()
         while True:
             number = self.next_object
             self.next_object += 1

@@ -19,6 +19,8 @@ from tokendance.store.place import Place
 if TYPE_CHECKING:
     from tokendance.verifying import Progress, Verification
 
+Step = Callable[[Cohort, Place], Cohort]
+
 __all__ = ["Generation", "TokenDanceStore"]
 
 
@@ -206,14 +208,17 @@ class TokenDanceStore(TokenDanceStorage):
             self.untag(name)
         return self._collector.remove(numbers)
 
-    def start_over(self, rule: Rule, identity: dict[str, Any] | None) -> None:
-        """Commit an empty generation made with another rule, and collect all others that nobody has open."""
+    def start_over(self, rule: Rule, identity: dict[str, Any] | None, step: Step | None = None) -> None:
+        """Commit a generation made with another rule, empty or what `step` makes of nothing, and collect the others."""
         with self._lock, self.transaction():
             self._rule, self._identity, self._tags = rule, identity, {}
-            self._draft = replace(EMPTY)
-        self.gc()
+            self._draft = replace(EMPTY) if step is None else step(EMPTY, self._place)
+        try:
+            self.gc()
+        except OSError as error:  # what could not be removed is removed by a later one
+            _could_not_remove(self.path, error)
 
-    def take_over(self, step: Callable[[Cohort, Place], Cohort]) -> None:
+    def take_over(self, step: Step) -> None:
         """Commit what `step` makes of this store's cohort."""
         self._change(step)
 
@@ -275,15 +280,19 @@ class TokenDanceStore(TokenDanceStorage):
         try:
             self._collector.prune(tags.values())
         except OSError as error:  # the commit stands; what could not be removed is removed by a later one
-            import logging
-
-            logging.getLogger("tokendance").warning("%s: old generations could not be removed: %s", self.path, error)
+            _could_not_remove(self.path, error)
 
     def _adopt(self, cohort: Cohort, manifest: Manifest) -> None:
         self._committed, self._manifest, self._last = cohort, manifest, manifest.generation
         self._tags, self._next_object = dict(manifest.tags), manifest.next_object
         self._collector.remember(manifest)
         self._unpin()
+
+
+def _could_not_remove(path: str, error: OSError) -> None:
+    import logging
+
+    logging.getLogger("tokendance").warning("%s: old generations could not be removed: %s", path, error)
 
 
 def _generation_at(newest: Manifest, at: int | str | None) -> int:

@@ -93,8 +93,9 @@ def open_store(
     asked = (None if diff_threshold is None else validate.check_threshold(diff_threshold), ragged)
     made = _make_if_needed(where, mode, asked, said)
     folders = Folders(where)
-    lock = None if mode == "r" else WriterLock(folders.fd("manifests"), where)
+    lock = None
     try:
+        lock = None if mode == "r" else WriterLock(folders.fd("manifests"), where)
         store = TokenDanceStore(folders, lock, at, checksums=checksums == "on")
         if mode == "w" and not made:
             store.start_over(Rule(*_filled(asked)), said)
@@ -110,11 +111,21 @@ def open_store(
 
 
 def save(cohort: Cohort, rule: Rule, path: str) -> None:
-    """Write a cohort to a store, in place of what that held."""
+    """Write a cohort to a store, in place of what that held, which stays until the new is durable."""
     from tokendance import registering
 
-    with open_store(path, "w", diff_threshold=rule.threshold, ragged=rule.ragged) as store:
-        store.take_over(lambda _before, place: registering.copied(cohort, place))
+    _make_if_needed(path, "w", rule, None)
+    folders = Folders(path)
+    lock = None
+    try:
+        lock = WriterLock(folders.fd("manifests"), path)
+        store = TokenDanceStore(folders, lock, None, checksums=True)
+        store.start_over(rule, None, lambda _nothing, place: registering.copied(cohort, place))
+        store.close()
+    finally:
+        if lock is not None:
+            lock.release()
+        folders.close()
 
 
 def _filled(asked: tuple[float | None, bool | None]) -> tuple[float, bool]:
