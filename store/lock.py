@@ -7,9 +7,10 @@ at once; a reader's pin is kept, because the child reads too.
 import errno
 import fcntl
 import os
+import stat
 import weakref
 
-from tokendance.errors import StoreLockedError
+from tokendance.errors import StoreCorruptError, StoreLockedError
 from tokendance.store.layout import LOCK_NAME
 
 __all__ = ["WriterLock", "pin", "pinned"]
@@ -36,7 +37,7 @@ class WriterLock:
     def __init__(self, manifests: int, path: str) -> None:
         self.pid = os.getpid()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        self._fd = os.open(LOCK_NAME, flags, 0o666, dir_fd=manifests)
+        self._fd = _opened(manifests, flags, path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -64,6 +65,22 @@ class WriterLock:
         """Release a lock whose store was dropped without closing it."""
         if getattr(self, "_fd", -1) >= 0:
             self.release()
+
+
+def _opened(manifests: int, flags: int, path: str) -> int:
+    """Open the lock file; anything but a file that the store alone has is refused before it is written to."""
+    refusal = f"{path}/manifests/{LOCK_NAME} is not a regular file of this store alone, which a store never has"
+    try:
+        fd = os.open(LOCK_NAME, flags, 0o666, dir_fd=manifests)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise StoreCorruptError(refusal) from None
+        raise
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(fd)
+        raise StoreCorruptError(refusal)
+    return fd
 
 
 def _drop_in_child() -> None:

@@ -7,7 +7,8 @@ import sys
 from typing import Any, NoReturn
 
 from tokendance.errors import FormatVersionError, StoreCorruptError
-from tokendance.store.layout import CHUNK_BYTES, FORMAT_VERSION, ITEM_BYTES, MAX_MANIFEST_BYTES, STORED_AS
+from tokendance.store import layout
+from tokendance.store.layout import FORMAT_VERSION, ITEM_BYTES, MAX_MANIFEST_BYTES, STORED_AS
 from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry
 from tokendance.store.names import LONGEST_NAME, is_agent_id, is_tag
 
@@ -160,8 +161,8 @@ class _Reader:
 
     def chunk(self, found: dict[str, Any], key: str, n_rows: int, row_bytes: int) -> int:
         rows = self.whole(found, key, 1 if n_rows else 0)
-        if rows > 1 and rows * row_bytes > CHUNK_BYTES:
-            self.complain(f"{key} must give chunks of at most {CHUNK_BYTES} bytes", rows)
+        if rows > 1 and rows * row_bytes > layout.CHUNK_BYTES:
+            self.complain(f"{key} must give chunks of at most {layout.CHUNK_BYTES} bytes", rows)
         return rows
 
     def master(self, content: object, limit: int, row_bytes: int) -> MasterEntry:

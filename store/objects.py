@@ -83,7 +83,7 @@ class DiskOwn:
         """
         if self._indices is None:
             found = _positions(self.index_rows)
-            if len(found) and (found[0] < 0 or np.any(np.diff(found) <= 0)):
+            if len(found) and (found[0] < 0 or np.any(found[1:] <= found[:-1])):
                 raise StoreCorruptError(f"{self.index_rows.path}: positions must go upwards from 0")
             self._indices = found
         return self._indices

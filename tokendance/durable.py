@@ -3,12 +3,12 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tokendance import validate
 from tokendance.cohort import EMPTY, Cohort, Rule
 from tokendance.errors import ReadOnlyError, StoreLockedError, UnknownGenerationError
-from tokendance.records import Commit, cohort_in, manifest_of
+from tokendance.records import Commit, Generation, cohort_in, manifest_of
 from tokendance.storage import TokenDanceStorage
 from tokendance.store import generations
 from tokendance.store.folders import Folders
@@ -21,31 +21,7 @@ if TYPE_CHECKING:
 
 Step = Callable[[Cohort, Place], Cohort]
 
-__all__ = ["Generation", "TokenDanceStore"]
-
-
-class Generation(NamedTuple):
-    """A committed state of a store.
-
-    Attributes
-    ----------
-    number, parent : int
-        The state it was made from; 0 for the first.
-    time : float
-        When, in seconds since 1970 by the writer's clock.
-    tags : tuple of str
-    agents : tuple of str
-        The master first.
-    written_bytes : int
-        What its commit wrote, without its manifest.
-    """
-
-    number: int
-    parent: int
-    time: float
-    tags: tuple[str, ...]
-    agents: tuple[str, ...]
-    written_bytes: int
+__all__ = ["TokenDanceStore"]
 
 
 class TokenDanceStore(TokenDanceStorage):

@@ -11,7 +11,31 @@ from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry
 from tokendance.store.objects import DiskMaster, DiskOwn, master_at, own_of
 from tokendance.store.place import BlockType
 
-__all__ = ["Commit", "cohort_in", "manifest_of"]
+__all__ = ["Commit", "Generation", "cohort_in", "manifest_of"]
+
+
+class Generation(NamedTuple):
+    """A committed state of a store.
+
+    Attributes
+    ----------
+    number, parent : int
+        The state it was made from; 0 for the first.
+    time : float
+        When, in seconds since 1970 by the writer's clock.
+    tags : tuple of str
+    agents : tuple of str
+        The master first.
+    written_bytes : int
+        What its commit wrote, without its manifest.
+    """
+
+    number: int
+    parent: int
+    time: float
+    tags: tuple[str, ...]
+    agents: tuple[str, ...]
+    written_bytes: int
 
 
 class Commit(NamedTuple):

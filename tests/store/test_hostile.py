@@ -192,24 +192,6 @@ def swapped(one: str, other: str) -> Harm:
     return harm
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("mirrors/1/values", "mirrors/2/values"),
-        ("mirrors/1/indices", "mirrors/2/indices"),
-        ("mirrors/1", "mirrors/2"),
-        ("manifests/1", "manifests/2"),
-    ],
-)
-def test_files_that_changed_places_are_noticed(one: str, other: str, tmp_path, outside) -> None:
-    path = tmp_path / "s.td"
-    caches = make_store(path)
-    swapped(one, other)(path, outside)
-    found = {what: outcome for what, outcome, _ in tried({path: caches}, change=False)[path]}
-    assert "wrong" not in [outcome for what, outcome in found.items() if what.endswith("copied")], found
-    assert "StoreCorruptError" in found.values() and found.get("verify") != "right", found
-
-
 POSITIONS = {
     "unsorted": [5, 2],
     "negative": [-1, 2],
@@ -280,11 +262,6 @@ HUGE = {
 }
 
 
-@pytest.mark.parametrize("harm", HUGE.values(), ids=HUGE)
-def test_claims_are_held_against_the_files_before_anything_is_allocated(harm: Harm, tmp_path, outside) -> None:
-    assert_refused(check(tmp_path, outside, {"": harm}))
-
-
 def test_a_sparse_file_of_the_claimed_size_fills_no_memory(tmp_path, outside) -> None:
     def harm(path: Path, _outside: Path) -> None:
         os.truncate(chunk_file(path, MASTER), (1 << 40) + 4)
@@ -301,21 +278,6 @@ def test_a_sparse_file_of_the_claimed_size_fills_no_memory(tmp_path, outside) ->
         "_ArrayMemoryError",
         "OSError",
     }
-
-
-def test_a_tail_of_many_entries_takes_no_long_time(tmp_path, outside) -> None:
-    # Each entry moves one block: what costs the agent's length for every entry would take minutes.
-    path = tmp_path / "s.td"
-    n = 200_000
-    cache = np.arange(n, dtype=np.uint8).reshape(n, 1)
-    make_store_of(path, cache)
-    tail = [[i, 1 if i % 2 == 0 else -1] for i in range(n)]
-    entry = {"agent": "a", "object": None, "n_blocks": n, "n_own": 0, "index_chunk": 0, "chunk_blocks": 0}
-    entry |= {"n_base": 0, "base_chunk": 0, "tail": tail, "dropped": 0.0, "meta": {}}
-    edit_manifest(path, lambda content: content.update(mirrors=[entry]))
-    expected = cache.reshape(-1, 2)[:, ::-1].reshape(n, 1)
-    found = tried({path: {"m": cache, "a": expected}}, change=False)[path]
-    assert {outcome for _, outcome, _ in found} <= {"right", "StoreCorruptError"}, found
 
 
 def make_store_of(path: Path, cache: np.ndarray) -> None:
