@@ -34,6 +34,7 @@ class DiskPlace:
         self.folders = folders
         self.next_object = next_object
         self.checksums = checksums
+        self._pid = os.getpid()
         self._batch = Batch()
         self._new: list[tuple[str, int]] = []
 
@@ -194,6 +195,8 @@ class DiskPlace:
 
     def discard(self, objects: Iterable[tuple[str, int]]) -> None:
         """Remove objects that no manifest names, as far as the disk lets us; `gc` finds what stays."""
+        if os.getpid() != self._pid:  # a forked child leaves what its parent wrote alone
+            return
         for group, number in objects:
             with contextlib.suppress(OSError):
                 files.remove_folder(str(number), self.folders.fd(group))

@@ -22,6 +22,9 @@ from crash_scenarios import SCENARIOS, Scenario, State, die_at_step, go_on, hold
 
 import tokendance as td
 
+pytestmark = pytest.mark.slow
+
+
 POINTS: Counter[str] = Counter()
 RAN: set[str] = set()
 

@@ -14,6 +14,9 @@ import pytest
 
 import tokendance as td
 
+pytestmark = pytest.mark.slow
+
+
 WIDTH = 600  # numbers in a block: not whole pages, and enough of them that a copy is not over at once
 SECONDS = 120
 
@@ -138,7 +141,7 @@ def test_every_read_is_a_committed_state_and_none_goes_back(storage, collects):
     on_disk = hasattr(storage, "gc")
     if collects and not on_disk:
         pytest.skip("memory is not collected")
-    versions = 25 if on_disk else 60
+    versions = 60 if not on_disk else 10 if collects else 22  # more than the sixteen that a store keeps
     states, done, reads = committed_states(versions), threading.Event(), []
     begin(storage)
 
@@ -244,19 +247,6 @@ def test_a_large_cache_is_read_and_changed_side_by_side():
     together(lambda: write("a"), lambda: write("b"), read, read)
 
 
-def test_a_difference_looked_at_late_is_still_there_after_a_collection(tmp_path):
-    with td.open(tmp_path / "s.td", diff_threshold=0.0) as store:
-        store.register_master("m", cache(1))
-        store.register_mirror("a", near(cache(1), 2))
-    with td.open(tmp_path / "s.td", mode="r+") as store:
-        diff = store.mirrors["a"]
-        store.register_mirror("a", cache(3))
-        store.gc()
-        expected = near(cache(1), 2) - cache(1)
-        assert diff.block_indices.tolist() == np.flatnonzero(expected.any(axis=1)).tolist()
-        np.testing.assert_array_equal(diff.diff_values, expected[expected.any(axis=1)])
-
-
 # Forks, each in a process of its own: only there may a hang or a broken lock end badly. ---------------------------
 
 CHILD = """
@@ -275,7 +265,7 @@ def made(path):
 def in_child(function):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(SECONDS // 2)
+        signal.alarm(SECONDS // 3)
         try:
             os._exit(0 if function() else 3)
         finally:
@@ -313,7 +303,7 @@ def writes(storage):
 path = sys.argv[1]
 storage = made(path)
 storage.register_master("m", cache(0))
-""".replace("SECONDS // 2", str(SECONDS // 2))
+""".replace("SECONDS", str(SECONDS))
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -369,19 +359,6 @@ thread.join()
 print(set(ends), reads(storage))
 """
     assert run_program(program) == ["{0}", "True"]
-
-
-def test_a_child_forked_while_a_thread_makes_the_first_change_of_all_reads_and_goes_on(run_program):
-    # The first change imports the kernels, and a module that is half imported in the parent stays so in the child.
-    program = """
-thread = threading.Thread(target=lambda: storage.register_mirror("a", cache(1)))
-thread.start()
-time.sleep(0.1)
-print(in_child(lambda: (storage.reconstruct("m") == 0).all() and (writes(storage) or True)))
-thread.join()
-print(reads(storage, 1))
-"""
-    assert run_program(program) == ["0", "True"]
 
 
 def test_a_child_that_leaves_a_transaction_of_its_parent_takes_nothing_with_it(run_program):

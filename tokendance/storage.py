@@ -243,7 +243,8 @@ class TokenDanceStorage(ReadableStorage):
             self._draft = self._committed
             try:
                 yield
-                if self._draft is not self._committed or self._news:
+                # A child forked in here has no draft: what its parent began is its parent's.
+                if self._draft is not None and (self._draft is not self._committed or self._news):
                     self._publish(self._draft)
             except BaseException:
                 self._place.abandon()

@@ -85,7 +85,7 @@ def bar(part: float, whole: float, most: float) -> str:
 
     Examples
     --------
-    >>> bar(25, 50, 100)
+    >>> bar(25, 50, 100)  # doctest: +SKIP
     '██████░░░░░░'
     """
     full, empty = ("█", "░") if _can_print("█░") else ("#", ".")
