@@ -244,7 +244,7 @@ class TokenDanceStorage(ReadableStorage):
             try:
                 yield
                 # A child forked in here has no draft: what its parent began is its parent's.
-                if self._draft is not None and (self._draft is not self._committed or self._news):
+                if self._drafting() and (self._draft is not self._committed or self._news):
                     self._publish(self._draft)
             except BaseException:
                 self._place.abandon()
@@ -261,6 +261,9 @@ class TokenDanceStorage(ReadableStorage):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _drafting(self) -> bool:
+        return self._draft is not None
 
     def _change(self, step: _Step) -> Cohort:
         with self._lock:
