@@ -1,6 +1,7 @@
 """The command line of the benchmarks."""
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -12,10 +13,16 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
 
 
+# Each has arguments of its own.
+_PROGRAMS = ("fuzz", "hundred", "power-cut", "soak")
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure every speed that tokendance promises: each row is a ratio of two things timed in turn.",
+        epilog="Four more programs, with arguments of their own: `python -m benchmarks hundred`, `soak`, `power-cut` "
+        "and `fuzz`.",
     )
     parser.add_argument("--only", metavar="NAME", action="append", default=[], help="measure what contains NAME")
     parser.add_argument(
@@ -47,6 +54,10 @@ def _stop(_signal: int, _frame: object) -> None:
 
 def main() -> int:
     """Measure, print, and return 1 if something could not be measured."""
+    program = sys.argv[1] if len(sys.argv) > 1 else ""
+    if program in _PROGRAMS:
+        found = importlib.import_module(f"benchmarks.{program.replace('-', '_')}").main(sys.argv[2:])
+        return int(found)
     load_before = os.getloadavg()[0]
     arguments = _arguments()
     from benchmarks.plot import plot

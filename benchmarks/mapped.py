@@ -1,6 +1,7 @@
 """Rows about taking caches out of a store by mapping them: time, new processes, memory."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def run_child(program: str, *arguments: str, cwd: Path, environment: dict[str, s
 
     The working folder must not be the checkout, whose bare `tokendance/` would hide an installed package.
     """
+    # Python's default, whatever it is here: with this set, each new process compiles an editable install's files anew.
+    environment = {k: v for k, v in (environment or os.environ).items() if k != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-c", program, *arguments]
     child = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     if child.returncode:

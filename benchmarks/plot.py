@@ -27,10 +27,13 @@ def plot(rows: list[Row], path: Path) -> None:
 
     bars = [(row.name, row.share_of_floor, row.verdict) for row in rows if row.share_of_floor is not None]
     figure, axes = plt.subplots(figsize=(10, 1.4 + 0.38 * len(bars)), layout="constrained")
+    label = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # where the line runs behind the number
     for at, (_name, share, verdict) in enumerate(bars):
         missed = verdict == "missed"
         axes.barh(at, share, color=_MISSED if missed else _MET, hatch="//" if missed else None, edgecolor="white")
-        axes.annotate(f"{share:.2f}", (share, at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.annotate(
+            f"{share:.2f}", (share, at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=9, bbox=label
+        )
     axes.axvline(1.0, color="black", linewidth=1.2)
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.invert_yaxis()

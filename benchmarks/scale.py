@@ -1,6 +1,5 @@
 """More agents than fit into memory: registered as a stream, stored, all mapped at once, one layer of each read."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tokendance as td
-from benchmarks.mapped import run_child
+from benchmarks.children import run_step, status
 from benchmarks.on_disk import allocated
 from benchmarks.sizes import ModelShape
 from benchmarks.timing import quartiles
@@ -20,18 +19,6 @@ from benchmarks.workplace import Workplace, positions
 
 __all__ = ["Scale", "measure", "read", "write"]
 
-# Peaks of memory mean something only in processes that do nothing else. The package is loaded from its folder: were
-# the checkout on the path, its bare `tokendance/` would hide an installed one.
-_CHILD = """
-import importlib.util, sys
-folder, step, *arguments = sys.argv[1:]
-init = folder + "/__init__.py"
-spec = importlib.util.spec_from_file_location("benchmarks", init, submodule_search_locations=[folder])
-sys.modules["benchmarks"] = module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-from benchmarks import scale
-print(getattr(scale, step)(*arguments))
-"""
 _SPARE_BYTES = 1 << 30
 
 
@@ -87,11 +74,6 @@ class Scale:
         return asdict(self) | {"logical_bytes": self.logical_bytes}
 
 
-def _status(field: str) -> int:
-    with Path("/proc/self/status").open() as file:
-        return next((int(line.split()[1]) << 10 for line in file if line.startswith(f"{field}:")), 0)
-
-
 def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -117,11 +99,11 @@ def _random_bits(rng: np.random.Generator, out: NDArray[np.uint64]) -> None:
     out &= np.uint64(0xBFFFBFFFBFFFBFFF)
 
 
-def write(path: str, agents: int | str, differing: float | str, *shape: int | str) -> str:
-    """Register all agents, made one at a time in the same memory; return what was measured, as JSON."""
+def write(path: str, agents: int, differing: float, *shape: int) -> dict[str, Any]:
+    """Register all agents, made one at a time in the same memory; return what was measured."""
     import ml_dtypes
 
-    model, differing = ModelShape(*map(int, shape)), float(differing)
+    model = ModelShape(*shape)
     bits = np.empty((model.tokens // model.block_tokens, model.cache_bytes * model.block_tokens // model.tokens // 8))
     words = bits.view(np.uint64)
     cache = words.reshape(-1).view(ml_dtypes.bfloat16).reshape(model.n_blocks, *model.block_shape)
@@ -129,7 +111,7 @@ def write(path: str, agents: int | str, differing: float | str, *shape: int | st
     prints, seconds = [_print_of(cache[_layer(model, 0)])], []
     with td.open(path, "w-") as store:
         master_seconds = _seconds(lambda: store.register_master("agent-0", cache))
-        for agent in range(1, int(agents)):
+        for agent in range(1, agents):
             # Whole token blocks change, in all layers: that is what diverging text does to a cache.
             rng = np.random.default_rng(agent)
             at = positions(rng, len(words), differing)
@@ -142,12 +124,12 @@ def write(path: str, agents: int | str, differing: float | str, *shape: int | st
             words[at] = before
         own = len(at) * model.blocks_per_token_block
     found = {"register_master": master_seconds, "register_mirrors": seconds, "own_blocks": own, "prints": prints}
-    return json.dumps(found | {"peak": _status("VmHWM")})
+    return found | {"peak": status("VmHWM")}
 
 
-def read(path: str, *shape: int | str) -> str:
-    """Map all agents at once, copy one layer out of each, and return what was measured, as JSON."""
-    model = ModelShape(*map(int, shape))
+def read(path: str, *shape: int) -> dict[str, Any]:
+    """Map all agents at once, copy one layer out of each, and return what was measured."""
+    model = ModelShape(*shape)
     start = time.perf_counter()
     store = td.open(path, "r")
     opened = time.perf_counter() - start
@@ -163,7 +145,7 @@ def read(path: str, *shape: int | str) -> str:
         reading.append(_seconds(lambda: layer.append(cache[blocks])))  # noqa: B023 - called before the loop goes on
         prints.append(_print_of(layer[0]))
     found = {"open": opened, "map": mapping, "read": reading, "prints": prints}
-    return json.dumps(found | {"peak": _status("VmHWM"), "private": _status("RssAnon")})
+    return found | {"peak": status("VmHWM"), "private": status("RssAnon")}
 
 
 def measure(place: Workplace) -> Scale:
@@ -172,13 +154,13 @@ def measure(place: Workplace) -> Scale:
     wanted = int(shape.cache_bytes * (1 + sizes.differing * sizes.scale_agents)) + _SPARE_BYTES
     if shutil.disk_usage(place.folder).free < wanted:
         return Scale(sizes.scale_agents, shape.cache_bytes, note=f"needs {wanted >> 30} GiB of free disk; see --dir")
-    model = [str(n) for n in (shape.tokens, shape.layers, shape.kv_heads, shape.head_dim, shape.block_tokens)]
-    path, here = str(place.path(".td")), str(Path(__file__).parent)
+    model = (shape.tokens, shape.layers, shape.kv_heads, shape.head_dim, shape.block_tokens)
+    path = str(place.path(".td"))
     place.say(f"scale: writing {sizes.scale_agents} agents of {shape.cache_bytes >> 20} MiB")
-    arguments = (path, str(sizes.scale_agents), str(sizes.differing), *model)
-    wrote = json.loads(run_child(_CHILD, here, "write", *arguments, cwd=place.folder))
+    arguments = (path, sizes.scale_agents, sizes.differing, *model)
+    wrote = run_step("benchmarks.scale", "write", *arguments, cwd=place.folder)
     place.say("scale: mapping and reading them")
-    found = json.loads(run_child(_CHILD, here, "read", path, *model, cwd=place.folder))
+    found = run_step("benchmarks.scale", "read", path, *model, cwd=place.folder)
     disk = allocated(Path(path))
     place.remove(Path(path))
     return Scale(

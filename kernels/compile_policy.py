@@ -21,6 +21,9 @@ from numba import njit
 from numba.extending import register_jitable
 from numba.np.ufunc.parallel import threading_layer
 
+from tokendance.kernels.forking import several_threads
+from tokendance.kernels.loading import loading
+
 __all__ = ["PARALLEL_FROM_BYTES", "array_of", "inlined", "on_all_cores", "run", "twin", "type_of"]
 
 Kernel = Callable[..., None]
@@ -31,7 +34,6 @@ PARALLEL_FROM_BYTES = 1 << 20
 
 inlined = register_jitable
 
-_compiling = threading.RLock()
 _launching = threading.Lock()
 _layer: str | None = None
 _parallel_compiled = False
@@ -100,7 +102,7 @@ def twin(function: Kernel, arguments: tuple[numba.types.Type, ...], *, parallel:
     The first call for a signature compiles or loads it from numba's cache: 0.3 to 2 s cold, 3 to 300 ms
     cached. A fork waits for a compile that is under way, so that no child inherits a half-held compiler.
     """
-    with _compiling:
+    with loading:
         return _compiled(function, arguments, parallel)
 
 
@@ -109,12 +111,18 @@ def run(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple
 
     It runs on one core if it touches less than `PARALLEL_FROM_BYTES`, in a process forked after parallel
     kernels were used (GNU OpenMP kills such a child), and while another thread is in a parallel kernel
-    under numba's "workqueue" layer (which aborts the process when entered twice).
+    under numba's "workqueue" layer (which aborts the process when entered twice). A fork waits until it is done.
     """
-    global _layer
     if n_bytes < PARALLEL_FROM_BYTES or _serial_only:
         twin(function, arguments, parallel=False)(*values)
-    elif _layer in ("omp", "tbb"):
+        return
+    with several_threads():
+        _run_on_all_cores(function, arguments, values)
+
+
+def _run_on_all_cores(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple[Any, ...]) -> None:
+    global _layer
+    if _layer in ("omp", "tbb"):
         twin(function, arguments, parallel=True)(*values)
     elif _launching.acquire(blocking=False):
         try:
@@ -128,14 +136,16 @@ def run(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple
 
 def on_all_cores(step: Callable[[int], None], starts: Sequence[int]) -> None:
     """Call `step` for each start, on as many Python threads as numba would use; serial twins let go of the GIL."""
-    n_threads = min(numba.get_num_threads(), len(starts))
-    if n_threads < 2:
-        for start in starts:
-            step(start)
-        return
-    with ThreadPoolExecutor(n_threads) as pool:
-        for _ in pool.map(step, starts):
-            pass
+    # Asking numba for its number of threads starts them, under a lock that a forked child would wait for, too.
+    with several_threads():
+        n_threads = min(numba.get_num_threads(), len(starts))
+        if n_threads < 2:
+            for start in starts:
+                step(start)
+            return
+        with ThreadPoolExecutor(n_threads) as pool:
+            for _ in pool.map(step, starts):
+                pass
 
 
 def _started_layer() -> str | None:
@@ -147,9 +157,8 @@ def _started_layer() -> str | None:
 
 def _after_fork_in_child() -> None:
     global _serial_only, _launching
-    _compiling.release()
     _launching = threading.Lock()
     _serial_only = _serial_only or _parallel_compiled or _started_layer() is not None
 
 
-os.register_at_fork(before=_compiling.acquire, after_in_parent=_compiling.release, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

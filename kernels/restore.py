@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tokendance.kernels.bits import as_words
 from tokendance.kernels.compile_policy import array_of, on_all_cores, run, twin
 
-__all__ = ["restore_blocks", "restore_round"]
+__all__ = ["restore_blocks", "restore_layer", "restore_round"]
 
 # As for comparing: 2 MiB of the master stay in the cache that the cores share.
 _TILE_BYTES = 1 << 21
@@ -55,6 +55,54 @@ def restore_blocks(
     """
     master_words, own_words, out_words = as_words(master, own, out)
     run(_restore, _kinds(out_words.dtype.name), (master_words, own_words, sources, out_words), 2 * out.nbytes)
+
+
+def _restore_layer(
+    master: NDArray[np.uint64], own: NDArray[np.uint64], sources: NDArray[np.int64], out: NDArray[np.uint64]
+) -> None:
+    strip = master.shape[1] // out.shape[0]
+    for block in prange(sources.shape[0]):
+        source = sources[block]
+        first = block * strip
+        width = min(strip, out.shape[1] - first)
+        for head in range(out.shape[0]):
+            if source >= 0:
+                for word in range(width):
+                    out[head, first + word] = master[source, head * strip + word]
+            else:
+                for word in range(width):
+                    out[head, first + word] = own[~source, head * strip + word]
+
+
+def restore_layer(
+    master: NDArray[np.uint8], own: NDArray[np.uint8], sources: NDArray[np.int64], out: NDArray[np.uint8]
+) -> None:
+    """Fill one layer's keys or values with blocks, each cut into its heads, with no array in between.
+
+    A block holds some tokens of every head, head by head; a layer holds every token of the first head, then of the
+    next. So each block becomes as many strips as there are heads.
+
+    Parameters
+    ----------
+    master, own, sources
+        As `restore_blocks` takes them; ``block_bytes`` is a multiple of ``heads``.
+    out : numpy.ndarray
+        ``(heads, n_bytes)`` uint8, C order; written. Strip `h` of the i-th block named begins at ``i * block_bytes //
+        heads`` of row `h`; what the last block has beyond the end of a row is left out.
+
+    Examples
+    --------
+    >>> master = np.array([[1, 2, 11, 12], [3, 4, 13, 14]], np.uint8)
+    >>> out = np.empty((2, 3), np.uint8)
+    >>> restore_layer(master, master[:0], np.array([0, 1]), out)
+    >>> out.tolist()
+    [[1, 2, 3], [11, 12, 13]]
+    """
+    # Strips that are not whole words, and rows that are not, are copied byte by byte.
+    whole_words = master.shape[1] // out.shape[0] % 8 == 0
+    arrays = as_words(master, own, out) if whole_words else (master, own, out)
+    master_words, own_words, out_words = arrays
+    run(_restore_layer, _kinds(out_words.dtype.name), (master_words, own_words, sources, out_words), 2 * out.nbytes)
 
 
 def restore_round(

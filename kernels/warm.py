@@ -11,7 +11,7 @@ from tokendance.kernels import compile_policy
 from tokendance.kernels.bits import NUMBER_TYPES
 from tokendance.kernels.compile_policy import PARALLEL_FROM_BYTES
 from tokendance.kernels.diff import block_norms, blocks_differ
-from tokendance.kernels.restore import restore_blocks
+from tokendance.kernels.restore import restore_blocks, restore_layer
 
 __all__ = ["WarmUp", "warm_up"]
 
@@ -66,6 +66,7 @@ def _steps() -> Iterator[Callable[[], object]]:
             right, sources, out = left + 1, np.zeros(n_rows, np.int64), np.empty_like(left)
             yield partial(blocks_differ, left, right)
             yield partial(restore_blocks, left, right, sources, out)
+            yield partial(restore_layer, left, right, sources, np.empty((1, left.size), np.uint8))
             for name in NUMBER_TYPES:
                 if row_bytes % np.dtype(NUMBER_TYPES[name]).itemsize == 0:
                     yield partial(block_norms, left, right, name)

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files, generations
 from tokendance.store.folders import Folders
-from tokendance.store.layout import GROUPS, MASTERS, METADATA_NAME, MIRRORS
+from tokendance.store.layout import MASTERS, MIRRORS
+from tokendance.store.leavings import spare_files, stray_names
 from tokendance.store.manifest import Manifest
 
 __all__ = ["KEPT_GENERATIONS", "Collector", "objects_of"]
@@ -36,6 +37,8 @@ class Collector:
     def __init__(self, folders: Folders) -> None:
         self._folders = folders
         self._objects: dict[int, Objects] = {}
+        # In no generation any more, but a difference that somebody holds may still be looked at.
+        self._spared: set[tuple[str, int]] = set()
 
     def remember(self, manifest: Manifest) -> None:
         """Spare reading a manifest that was just written."""
@@ -57,8 +60,11 @@ class Collector:
         return self.remove(unwanted)
 
     def remove(self, unwanted: list[int]) -> list[int]:
-        """Remove these generations but for the pinned ones, and what only they referred to; return which."""
-        if not unwanted:
+        """Remove these generations but for the pinned ones, and what only they referred to; return which.
+
+        What this process still has a handle of stays until a later collection.
+        """
+        if not unwanted and not self._spared:
             return []
         there = generations.numbers(self._folders)
         try:
@@ -69,26 +75,34 @@ class Collector:
             return []
         removed = generations.remove_generations(self._folders, unwanted)
         needed = self._needed([number for number in there if number not in removed], found)
-        gone = {one for number in removed for one in found[number]} - needed
+        gone = {one for number in removed for one in found[number]} | self._spared
+        held = self._folders.held()
+        self._spared = (gone & held) - needed
+        gone -= needed | held
         for group, number in gone:
             files.remove_folder(str(number), self._folders.fd(group))
         for number in removed:
             self._objects.pop(number, None)
+        if removed:
+            _log.info("%s: collected generations %s and %d objects", self._folders.path, removed, len(gone))
         return removed
 
     def sweep(self) -> int:
-        """Remove what no generation refers to: leavings of writers that died. Returns how many objects that was."""
-        there = generations.numbers(self._folders)
-        needed = self._needed(there, {number: self._objects_of(number) for number in there})
+        """Remove what no generation tells of: leavings of writers that died. Returns how many objects that was."""
+        manifests = [generations.look_at(self._folders, number) for number in generations.numbers(self._folders)]
+        needed = {one for manifest in manifests for one in objects_of(manifest)} | self._folders.held()
         generations.sweep_manifests(self._folders)
-        swept = 0
-        for group in GROUPS:
-            parent = self._folders.fd(group)
-            for name in os.listdir(parent):
-                if name != METADATA_NAME and not (name.isdecimal() and (group, int(name)) in needed):
-                    files.remove_folder(name, parent)
-                    swept += 1
-        return swept
+        for number, names in spare_files(self._folders, manifests).items():
+            folder = files.open_folder(str(number), self._folders.fd(MASTERS))
+            try:
+                for name in names:
+                    files.remove_if_there(name, folder)
+            finally:
+                os.close(folder)
+        stray = stray_names(self._folders, needed)
+        for group, name in stray:
+            files.remove_folder(name, self._folders.fd(group))
+        return len(stray)
 
     def _objects_of(self, number: int) -> Objects:
         if number not in self._objects:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.store import files, layout
-from tokendance.store.arrays import ArrayShape, DiskRows, metadata_of, write_array, write_chunks
+from tokendance.store.arrays import DiskRows
 from tokendance.store.batch import Batch
+from tokendance.store.chunks import ArrayRecord, metadata_of, rows_checksum, write_array, write_chunks
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MASTERS, MIRRORS
-from tokendance.store.objects import POSITIONS, DiskMaster, DiskOwn, OwnShapes, own_at
+from tokendance.store.objects import POSITIONS, DiskMaster, DiskOwn, OwnRecords, own_at
 from tokendance.store.place import BlockType, Own, Rows
 
 __all__ = ["DiskPlace"]
@@ -58,10 +59,10 @@ class DiskPlace:
     def _new_master(self, blocks: NDArray[np.uint8], block_type: BlockType, chunk_rows: int) -> DiskMaster:
         number, folder = self._new_object(MASTERS)
         try:
-            shape = write_array(self._batch, folder, blocks, block_type, chunk_rows)
+            record = write_array(self._batch, folder, blocks, block_type, chunk_rows)
         finally:
             os.close(folder)
-        return DiskMaster(self.folders, number, shape, block_type, checksums=self.checksums)
+        return DiskMaster(self.folders, number, record, block_type, checksums=self.checksums)
 
     def revise_master(self, old: Rows, blocks: NDArray[np.uint8], changed: NDArray[np.bool_]) -> DiskMaster:
         """Write the chunks that changed; the others are the old files under a second name."""
@@ -70,61 +71,69 @@ class DiskPlace:
             return self.put_master(blocks, old.block_type)
         number, folder = self._new_object(MASTERS)
         try:
-            shape = self._revised(folder, old, blocks, lambda span: not changed[span].any(), len(changed))
+            record = self._revised(folder, old, blocks, lambda span: not changed[span].any(), len(changed))
         finally:
             os.close(folder)
-        return DiskMaster(self.folders, number, shape, old.block_type, checksums=self.checksums)
+        return DiskMaster(self.folders, number, record, old.block_type, checksums=self.checksums)
 
     def _revised(
         self, folder: int, old: DiskRows, blocks: NDArray[np.uint8], same: Callable[[slice], bool], compared: int
-    ) -> ArrayShape:
+    ) -> ArrayRecord:
         """Write an array whose whole chunks that are the `same` as the old one's are the old one's files."""
-        shape = old.shape._replace(n_rows=blocks.shape[0])
+        record = old.record._replace(n_rows=blocks.shape[0])
         source = files.open_folder_at(old.path, self.folders.fd())
+        checksums: list[str] = []
         try:
-            self._batch.write(layout.METADATA_NAME, folder, (metadata_of(shape, old.block_type),))
-            for chunk in range(shape.n_chunks):
-                span, key = shape.chunk_slice(chunk), layout.chunk_key(chunk, shape.ndim)
+            self._batch.write(layout.METADATA_NAME, folder, (metadata_of(record, old.block_type),))
+            for chunk in range(record.n_chunks):
+                span, key = record.chunk_slice(chunk), layout.chunk_key(chunk, record.ndim)
                 if span.stop <= min(old.n_rows, compared) and same(span):
                     files.link(key, source, key, folder)
+                    checksums.append(_linked_checksum(old, chunk, blocks[span]))
                 else:
-                    write_chunks(self._batch, folder, blocks[span], shape, range(chunk, chunk + 1))
+                    checksums.append(write_chunks(self._batch, folder, blocks[span], record, range(chunk, chunk + 1)))
         finally:
             os.close(source)
-        return shape
+        return record._replace(checksums="".join(checksums))
 
     def append_master(self, old: Rows, blocks: NDArray[np.uint8]) -> DiskMaster:
         """Write the new blocks, and the one chunk that they begin in, beside the old chunks."""
         assert isinstance(old, DiskMaster)
         total = old.n_rows + blocks.shape[0]
-        if total > old.shape.chunk_rows and not old.grows_in_place():
-            everything = np.concatenate((old.view(), blocks))
-            step = layout.page_rows(old.row_bytes)
-            room = layout.chunk_rows_for(-(-2 * total // step) * step, old.row_bytes)
-            return self._new_master(everything, old.block_type, room)
-        if old.rows_on_disk() != old.n_rows:  # a newer generation has more, or a change that was given up
-            everything = np.concatenate((old.view(), blocks))
-            return self.revise_master(old, everything, np.zeros(old.n_rows, np.bool_))
-        shape = old.shape._replace(n_rows=total)
-        first = old.n_rows // shape.chunk_rows
-        partial_rows = old.view(np.arange(first * shape.chunk_rows, old.n_rows))[first * shape.chunk_rows :]
-        rows = np.concatenate((partial_rows, blocks))
-        self._replace_chunks(old, shape, rows, range(first, shape.n_chunks))
-        grown = DiskMaster(self.folders, old.number, shape, old.block_type, checksums=self.checksums)
+        in_chunks = total <= old.record.chunk_rows or old.grows_in_place()
+        # A newer generation has more rows, or a change that was given up has.
+        in_place = in_chunks and old.rows_on_disk() == old.n_rows
+        first = old.n_rows // old.record.chunk_rows if in_place else 0
+        rows = old.copied(first, len(blocks))
+        rows[len(rows) - len(blocks) :] = blocks
+        if in_place:
+            return self._grown(old, rows, first)
+        if in_chunks:
+            return self.revise_master(old, rows, np.zeros(old.n_rows, np.bool_))
+        step = layout.page_rows(old.row_bytes)
+        room = layout.chunk_rows_for(-(-2 * total // step) * step, old.row_bytes)
+        return self._new_master(rows, old.block_type, room)
+
+    def _grown(self, old: DiskMaster, rows: NDArray[np.uint8], first: int) -> DiskMaster:
+        record = old.record._replace(n_rows=first * old.record.chunk_rows + len(rows))
+        chunks = range(first, record.n_chunks)
+        kept = old.record.checksums[: 8 * first]
+        record = record._replace(checksums=kept + self._replace_chunks(old, record, rows, chunks))
+        grown = DiskMaster(self.folders, old.number, record, old.block_type, checksums=self.checksums)
         if grown.checked is not None and old.checked is not None:
             grown.checked |= old.checked - {first}
         return grown
 
-    def _replace_chunks(self, old: DiskMaster, shape: ArrayShape, rows: NDArray[np.uint8], chunks: range) -> None:
+    def _replace_chunks(self, old: DiskMaster, record: ArrayRecord, rows: NDArray[np.uint8], chunks: range) -> str:
         # Made durable before they are renamed: until the commit the old generation reads them in place of its own.
         batch = Batch()
         folder = files.open_folder(str(old.number), self.folders.fd(MASTERS))
-        names = [layout.METADATA_NAME, *(layout.chunk_key(chunk, shape.ndim) for chunk in chunks)]
+        names = [layout.METADATA_NAME, *(layout.chunk_key(chunk, record.ndim) for chunk in chunks)]
         try:
             for name in names:
                 files.remove_if_there(_beside(name), folder)
-            batch.write(_beside(layout.METADATA_NAME), folder, (metadata_of(shape, old.block_type),))
-            write_chunks(batch, folder, rows, shape, chunks, name_of=_beside)
+            batch.write(_beside(layout.METADATA_NAME), folder, (metadata_of(record, old.block_type),))
+            checksums = write_chunks(batch, folder, rows, record, chunks, name_of=_beside)
             batch.sync()
             for name in names:
                 files.rename(_beside(name), name, folder)
@@ -133,6 +142,7 @@ class DiskPlace:
         finally:
             batch.drop()
             os.close(folder)
+        return checksums
 
     def put_own(
         self,
@@ -146,18 +156,19 @@ class DiskPlace:
         """Write a mirror's blocks and positions as a group of arrays; whole chunks that `like` has are its files."""
         number, folder = self._new_object(MIRRORS)
         try:
-            self._batch.write(layout.METADATA_NAME, folder, (layout.group_document(),))
-            index_shape = self._member(folder, "indices", _as_bytes(indices), POSITIONS)
-            shape = self._values(folder, blocks, block_type, like)
-            base_shape = None if base is None else self._member(folder, "base", _as_bytes(base), POSITIONS)
+            self._batch.write_alike(layout.METADATA_NAME, folder, layout.group_document())
+            records = OwnRecords(
+                self._member(folder, "indices", _as_bytes(indices), POSITIONS),
+                self._values(folder, blocks, block_type, like),
+                None if base is None else self._member(folder, "base", _as_bytes(base), POSITIONS),
+            )
         finally:
             os.close(folder)
-        shapes = OwnShapes(index_shape, shape, base_shape)
-        return own_at(self.folders, number, block_type, shapes, checksums=self.checksums)
+        return own_at(self.folders, number, block_type, records, checksums=self.checksums)
 
-    def _values(self, group: int, blocks: NDArray[np.uint8], block_type: BlockType, like: Own | None) -> ArrayShape:
+    def _values(self, group: int, blocks: NDArray[np.uint8], block_type: BlockType, like: Own | None) -> ArrayRecord:
         chunk_rows = layout.chunk_rows_for(blocks.shape[0], blocks.shape[1], layout.SMALL_CHUNK_BYTES)
-        if not isinstance(like, DiskOwn) or len(blocks) <= like.rows.shape.chunk_rows or like.rows.shape.n_chunks < 2:
+        if not isinstance(like, DiskOwn) or len(blocks) <= like.rows.record.chunk_rows or like.rows.record.n_chunks < 2:
             return self._member(group, "values", blocks, block_type, chunk_rows)
         old, view = like.rows, like.rows.view()
         folder = self._batch.make_folder("values", group)
@@ -168,7 +179,7 @@ class DiskPlace:
 
     def _member(
         self, group: int, name: str, rows: NDArray[np.uint8], block_type: BlockType, chunk_rows: int | None = None
-    ) -> ArrayShape:
+    ) -> ArrayRecord:
         folder = self._batch.make_folder(name, group)
         try:
             return write_array(self._batch, folder, rows, block_type, chunk_rows or layout.chunk_rows_for(*rows.shape))
@@ -206,6 +217,13 @@ class DiskPlace:
         self._batch.drop()
         new, self._batch, self._new = self._new, Batch(), []
         self.discard(new)
+
+
+def _linked_checksum(old: DiskRows, chunk: int, rows: NDArray[np.uint8]) -> str:
+    if old.record.chunk_bytes(chunk) == rows.nbytes:
+        return old.record.checksum(chunk)
+    old.check(chunk)  # the array ends earlier in this chunk than the old one: a new checksum of the same rows
+    return rows_checksum(rows)
 
 
 def _beside(name: str) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "Buffer",
     "link",
     "make_folder",
+    "names_in",
     "open_file",
     "open_folder",
     "open_folder_at",
@@ -23,6 +24,7 @@ __all__ = [
     "remove_folder",
     "remove_if_there",
     "rename",
+    "size_of",
     "sync",
     "write_new",
 ]
@@ -56,6 +58,15 @@ def open_folder_at(path: str, parent: int) -> int:
             os.close(opened)
         opened = inner
     return opened
+
+
+def names_in(path: str, parent: int) -> list[str]:
+    """Return the names in the folder `path`, relative to the open folder `parent`."""
+    folder = open_folder_at(path, parent)
+    try:
+        return os.listdir(folder)
+    finally:
+        os.close(folder)
 
 
 def open_file(path: str, parent: int, size: int | None = None) -> int:
@@ -92,6 +103,15 @@ def open_file(path: str, parent: int, size: int | None = None) -> int:
     return fd
 
 
+def size_of(name: str, parent: int) -> int:
+    """Return the size of the regular file `name` in the open folder `parent`, -1 if there is none."""
+    try:
+        status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
 def read_file(path: str, parent: int, *, most: int, size: int | None = None) -> bytes:
     """Read a regular file of at most `most` bytes whole."""
     fd = open_file(path, parent, size)
@@ -106,6 +126,12 @@ def read_file(path: str, parent: int, *, most: int, size: int | None = None) -> 
     if len(content) != length:
         raise StoreCorruptError(f"{path} gave {len(content)} of its {length} bytes")
     return content
+
+
+# Telling Linux that a file's pages are not needed makes it begin to write back those that are not on the disk, and
+# drops none of them. So the disk is at work while further chunks are made: a durable round of 8 took 1.2 times what
+# np.save and fsync did, and 1.9 times without.
+_WRITTEN_BACK_FROM = 1 << 20
 
 
 def write_new(name: str, parent: int, parts: Sequence[Buffer], *, pad_at: int = -1, size: int | None = None) -> int:
@@ -129,6 +155,9 @@ def write_new(name: str, parent: int, parts: Sequence[Buffer], *, pad_at: int = 
                 os.lseek(fd, size - len(view), os.SEEK_SET)
             while view:
                 view = view[os.write(fd, view) :]
+        if hasattr(os, "posix_fadvise") and os.fstat(fd).st_size >= _WRITTEN_BACK_FROM:
+            with contextlib.suppress(OSError):  # advice, which a file system need not take
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     except BaseException:
         os.close(fd)
         raise

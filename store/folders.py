@@ -1,6 +1,7 @@
 """The open folders of a store: every file is reached from one of these, never by an absolute path."""
 
 import os
+import weakref
 
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files
@@ -26,6 +27,7 @@ class Folders:
     def __init__(self, path: str) -> None:
         self.path = path
         self._open: dict[str, int] = {}
+        self._handles: weakref.WeakKeyDictionary[object, tuple[str, int]] = weakref.WeakKeyDictionary()
         try:
             self._open[""] = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             for name in (MANIFESTS, MASTERS, MIRRORS):
@@ -43,6 +45,18 @@ class Folders:
             return self._open[name]
         except KeyError:
             raise ValueError(f"{self.path} was closed; open it again") from None
+
+    def hold(self, group: str, number: int, handle: object) -> None:
+        """Remember that somebody in this process may still read an object, for as long as `handle` lives."""
+        self._handles[handle] = group, number
+
+    def handles(self) -> list[object]:
+        """Return what still holds an object in this process."""
+        return list(self._handles)
+
+    def held(self) -> set[tuple[str, int]]:
+        """Return the objects that somebody in this process may still read through these folders."""
+        return set(self._handles.values())
 
     def close(self) -> None:
         """Close all of them."""

@@ -129,6 +129,12 @@ def publish(folders: Folders, manifest: Manifest) -> None:
         raise
     with contextlib.suppress(OSError):
         files.remove(temporary, parent)
+    import logging  # 4 ms, which readers need not pay
+
+    # Numbers only: what agents are called may be nobody's business.
+    agents, written = len(manifest.mirrors) + (manifest.master is not None), manifest.written_bytes
+    text = "%s: committed generation %d: %d agents, %d bytes written"
+    logging.getLogger("tokendance.store").info(text, folders.path, manifest.generation, agents, written)
 
 
 def remove_generations(folders: Folders, unwanted: Iterable[int]) -> list[int]:

@@ -1,5 +1,6 @@
 """Every name, number and document of format 1 on disk; docs/format.md is the text this follows."""
 
+import functools
 import json
 import math
 import re
@@ -96,6 +97,7 @@ def _document(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
+@functools.cache
 def group_document() -> bytes:
     """Return the metadata of the groups `masters`, `mirrors` and each mirror."""
     return _document({"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -115,6 +117,8 @@ def root_document() -> bytes:
     return _document({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
+# json takes 60 us for an indented document; the arrays of many small mirrors have few different ones.
+@functools.lru_cache(maxsize=256)
 def array_document(shape: tuple[int, ...], chunk_rows: int, stored_as: str, dtype_name: str) -> bytes:
     """Return the metadata of an array cut along its first axis, uncompressed, with a crc32c in each chunk."""
     codec = (

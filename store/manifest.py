@@ -3,13 +3,13 @@
 Two lines of JSON: the content, and the sha256 of the first line. `tokendance.store.manifest_reader` reads it back.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tokendance.store.layout import FORMAT_VERSION, MAX_MANIFEST_BYTES
+from tokendance.store.seal import sealed
 
 __all__ = ["Manifest", "MasterEntry", "MirrorEntry", "encode"]
 
@@ -25,6 +25,8 @@ class MasterEntry:
         Its folder, `masters/<object>`.
     n_blocks, chunk_blocks : int
         Its length, and the length of a chunk.
+    checksums : str
+        The crc32c of each chunk's rows, 8 hexadecimal digits each.
     meta : dict
         What the user said of the agent.
     """
@@ -33,6 +35,7 @@ class MasterEntry:
     object: int
     n_blocks: int
     chunk_blocks: int
+    checksums: str
     meta: dict[str, Any]
 
 
@@ -50,6 +53,8 @@ class MirrorEntry:
         Chunk lengths of `indices`, `values` and `base`; the last is 0 where there is no base.
     n_base : int
         Length of `base`; blocks from there on follow `tail`.
+    checksums : str
+        The crc32c of each chunk's rows, 8 hexadecimal digits each: of `indices`, then `values`, then `base`.
     tail : tuple of (int, int)
         From this block on, blocks stand this far behind their place in the master.
     dropped : float
@@ -65,6 +70,7 @@ class MirrorEntry:
     chunk_blocks: int
     n_base: int
     base_chunk: int
+    checksums: str
     tail: tuple[tuple[int, int], ...]
     dropped: float
     meta: dict[str, Any]
@@ -99,8 +105,7 @@ def encode(manifest: Manifest) -> bytes:
         raise ValueError(
             f"a manifest of {len(line)} bytes is more than can be read back; keep less in the agents' meta"
         )
-    digest = hashlib.sha256(line).hexdigest()
-    return line + b'\n{"sha256":"' + digest.encode() + b'"}\n'
+    return line + b'\n{"sha256":"' + sealed(line).encode() + b'"}\n'
 
 
 def _plain(record: Manifest | MasterEntry | MirrorEntry) -> dict[str, Any]:

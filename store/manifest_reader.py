@@ -1,8 +1,9 @@
 """Reading a manifest: a store is untrusted input, so nothing in it is used before it was checked."""
 
-import hashlib
 import json
 import math
+import re
+import reprlib
 import sys
 from typing import Any, NoReturn
 
@@ -11,11 +12,13 @@ from tokendance.store import layout
 from tokendance.store.layout import FORMAT_VERSION, ITEM_BYTES, MAX_MANIFEST_BYTES, STORED_AS
 from tokendance.store.manifest import Manifest, MasterEntry, MirrorEntry
 from tokendance.store.names import LONGEST_NAME, is_agent_id, is_tag
+from tokendance.store.seal import sealed
 
-__all__ = ["decode"]
+__all__ = ["decode", "is_sealed"]
 
 _MOST = 1 << 62
 _MOST_DIMENSIONS = 31
+_HEXADECIMAL = re.compile(r"[0-9a-f]*")
 
 
 def decode(data: bytes, name: str) -> Manifest:
@@ -28,17 +31,28 @@ def decode(data: bytes, name: str) -> Manifest:
     StoreCorruptError
         Anything else is wrong with it.
     """
-    line, _, trailer = data.partition(b"\n")
-    content = _parsed(line, name)
-    if type(content.get("format")) is not int or content["format"] != FORMAT_VERSION:
+    content = _parsed(data.partition(b"\n")[0], name)
+    number = content.get("format")
+    if (type(number) is int and number != FORMAT_VERSION) or (type(number) is not int and is_sealed(data, name)):
         raise FormatVersionError(
-            f"{name} is of format {repr(content.get('format'))[:60]}, this version of tokendance reads format "
+            f"{name} is of format {reprlib.repr(number)[:60]}, this version of tokendance reads format "
             f"{FORMAT_VERSION}; install a newer one"
         )
-    digest = hashlib.sha256(line).hexdigest()
-    if _parsed(trailer, name).get("sha256") != digest:
+    if not is_sealed(data, name):
         raise StoreCorruptError(f"{name} does not match its sha256; it was changed or cut short")
     return _Reader(name).manifest(content)
+
+
+def is_sealed(data: bytes, name: str) -> bool:
+    """Say whether a manifest's second line holds the SHA-256 of its first, as this format's do.
+
+    Raises
+    ------
+    StoreCorruptError
+        The second line cannot be read.
+    """
+    line, _, trailer = data.partition(b"\n")
+    return bool(_parsed(trailer, name).get("sha256") == sealed(line))
 
 
 def _parsed(line: bytes, name: str) -> dict[str, Any]:
@@ -46,7 +60,7 @@ def _parsed(line: bytes, name: str) -> dict[str, Any]:
         raise StoreCorruptError(f"{name} is larger than {MAX_MANIFEST_BYTES} bytes")
 
     def refuse(value: str) -> NoReturn:
-        raise ValueError(f"{value} is no number here")
+        raise ValueError(f"{value[:40]} is no number here")
 
     def finite(text: str) -> float:
         value = float(text)
@@ -65,6 +79,8 @@ def _parsed(line: bytes, name: str) -> dict[str, Any]:
             json.dumps(content, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise StoreCorruptError(f"{name} is not a manifest: {error}") from None
+    except MemoryError:  # 64 MiB of brackets are 2 GiB of lists
+        raise StoreCorruptError(f"{name} is not a manifest: what it holds does not fit into memory") from None
     if not isinstance(content, dict):
         raise StoreCorruptError(f"{name} is not a manifest: it holds a {type(content).__name__}")
     return content
@@ -78,7 +94,8 @@ class _Reader:
 
     def complain(self, what: str, came: object) -> NoReturn:
         shown = what if what.isprintable() else ascii(what)
-        raise StoreCorruptError(f"{self.name}: {shown}, got {str(came)[:60]!r}")
+        text = came if isinstance(came, str) else reprlib.repr(came)  # the whole of a nested list could fill the memory
+        raise StoreCorruptError(f"{self.name}: {shown}, got {text[:60]!r}")
 
     def whole(self, found: dict[str, Any], key: str, least: int = 0, most: int = _MOST) -> int:
         value = found[key]
@@ -165,23 +182,33 @@ class _Reader:
             self.complain(f"{key} must give chunks of at most {layout.CHUNK_BYTES} bytes", rows)
         return rows
 
+    def checksums(self, found: dict[str, Any], *arrays: tuple[int, int]) -> str:
+        # Every chunk that is claimed takes 8 bytes of the manifest, so that a short one cannot claim many.
+        value = found["checksums"]
+        n_chunks = sum(layout.n_chunks(n_rows, chunk_rows) for n_rows, chunk_rows in arrays if n_rows)
+        if not isinstance(value, str) or len(value) != 8 * n_chunks or not _HEXADECIMAL.fullmatch(value):
+            self.complain(f"checksums must be 8 hexadecimal digits for each of {n_chunks} chunks", value)
+        return value
+
     def master(self, content: object, limit: int, row_bytes: int) -> MasterEntry:
         found = self.fields(content, MasterEntry)
         n_blocks = self.whole(found, "n_blocks")
+        chunk_blocks = self.chunk(found, "chunk_blocks", n_blocks, row_bytes)
         return MasterEntry(
             agent=self.agent(found),
             object=self.whole(found, "object", 0, limit - 1),
             n_blocks=n_blocks,
-            chunk_blocks=self.chunk(found, "chunk_blocks", n_blocks, row_bytes),
+            chunk_blocks=chunk_blocks,
+            checksums=self.checksums(found, (n_blocks, chunk_blocks)),
             meta=self.mapping(found, "meta"),
         )
 
     def shared_objects(self, mirrors: tuple[MirrorEntry, ...]) -> None:
-        sizes: dict[int | None, tuple[int, ...]] = {}
+        sizes: dict[int | None, tuple[object, ...]] = {}
         for one in (mirror for mirror in mirrors if mirror.object is not None):
-            size = (one.n_own, one.index_chunk, one.chunk_blocks, one.n_base, one.base_chunk)
+            size = (one.n_own, one.index_chunk, one.chunk_blocks, one.n_base, one.base_chunk, one.checksums)
             if sizes.setdefault(one.object, size) != size:
-                self.complain("agents that share an object must give it the same sizes", one.object)
+                self.complain("agents that share an object must give it the same sizes and checksums", one.object)
 
     def mirror(self, content: object, limit: int, row_bytes: int, n_master: int) -> MirrorEntry:
         found = self.fields(content, MirrorEntry)
@@ -192,17 +219,21 @@ class _Reader:
         if (number is None) != (n_own == 0 and n_base == 0):
             self.complain("object must be a number where a mirror has blocks or a base of its own, else null", number)
         tail = self.tail(found, n_blocks)
-        if n_blocks > n_own + n_base + (1 + len(tail)) * n_master:
+        if n_blocks > n_own + n_base + (2 if tail else 1) * n_master:
             self.complain("n_blocks must be blocks of the mirror's own or of the master", n_blocks)
+        index_chunk = self.chunk(found, "index_chunk", n_own, 8)
+        chunk_blocks = self.chunk(found, "chunk_blocks", n_own, row_bytes)
+        base_chunk = self.chunk(found, "base_chunk", n_base, 8)
         return MirrorEntry(
             agent=self.agent(found),
             object=number,
             n_blocks=n_blocks,
             n_own=n_own,
-            index_chunk=self.chunk(found, "index_chunk", n_own, 8),
-            chunk_blocks=self.chunk(found, "chunk_blocks", n_own, row_bytes),
+            index_chunk=index_chunk,
+            chunk_blocks=chunk_blocks,
             n_base=n_base,
-            base_chunk=self.chunk(found, "base_chunk", n_base, 8),
+            base_chunk=base_chunk,
+            checksums=self.checksums(found, (n_own, index_chunk), (n_own, chunk_blocks), (n_base, base_chunk)),
             tail=tail,
             dropped=self.real(found, "dropped"),
             meta=self.mapping(found, "meta"),
@@ -210,15 +241,16 @@ class _Reader:
 
     def tail(self, found: dict[str, Any], n_blocks: int) -> tuple[tuple[int, int], ...]:
         runs = found["tail"]
-        last = -1
+        last = [-1, -_MOST]
         if not isinstance(runs, list):
             self.complain("tail must be a list", runs)
         for run in runs:
             if not isinstance(run, list) or len(run) != 2 or any(type(part) is not int for part in run):
                 self.complain("tail must hold pairs of whole numbers", run)
-            if not last < run[0] <= n_blocks or not -_MOST < run[1] < _MOST:
+            # Shifts go up, too: so no two runs share a block of the master, and all of them are as many as it has.
+            if not last[0] < run[0] <= n_blocks or not last[1] < run[1] < _MOST:
                 self.complain("tail must go upwards and stay inside the agent", run)
-            last = run[0]
+            last = run
         return tuple((start, shift) for start, shift in runs)
 
     def tags(self, found: dict[str, Any], generation: int) -> dict[str, int]:

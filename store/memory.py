@@ -4,12 +4,14 @@ import contextlib
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tokendance.store.mapping import Piece, aligned_empty, read_only
+from tokendance.store.fresh import aligned_empty
+from tokendance.store.mapping import NO_RESERVE, Piece, read_only
 from tokendance.store.place import BlockType, Own, Rows
 
 __all__ = ["MemoryOwn", "MemoryPlace", "MemoryRows"]
@@ -22,9 +24,16 @@ _LEAST_ROOM_BYTES = 64 << 20
 _SHARED_FILE_BYTES = 64 << 20
 
 _moving = threading.RLock()
+
+
+def _after_fork() -> None:
+    with contextlib.suppress(RuntimeError):  # this module was imported while the fork waited for that
+        _moving.release()
+
+
 if hasattr(os, "register_at_fork"):
     # No child inherits memory that is half moved into a file, or a lock that nobody in it would release.
-    os.register_at_fork(before=_moving.acquire, after_in_parent=_moving.release, after_in_child=_moving.release)
+    os.register_at_fork(before=_moving.acquire, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 class _MemoryFile:
@@ -45,9 +54,10 @@ class _MemoryFile:
         self.taken_bytes = offset + n_bytes
         return offset
 
-    def __del__(self) -> None:
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # `os` itself may be gone when Python ends.
         if hasattr(self, "fd"):
-            os.close(self.fd)
+            close(self.fd)
 
 
 _shared_file: _MemoryFile | None = None
@@ -106,8 +116,8 @@ class _Home:
 
 def _growing(n_bytes: int) -> _Home:
     wanted = max(n_bytes * _ROOM, _LEAST_ROOM_BYTES)
-    if hasattr(mmap, "MAP_NORESERVE"):
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
+    if NO_RESERVE:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE
         with contextlib.suppress(OSError, ValueError):  # a limit on address space
             region = mmap.mmap(-1, wanted, flags=flags)
             with contextlib.suppress(OSError):  # a kernel built without huge pages
@@ -135,6 +145,9 @@ class MemoryRows:
     def view(self, needed: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
         """Return ``(n_rows, row_bytes)`` uint8, read-only; nothing is copied."""
         return read_only(self.home.bytes[: self.stored_bytes].reshape(self.n_rows, self.row_bytes))
+
+    def let_go(self) -> None:
+        """Do nothing: these rows are nowhere else."""
 
     def pieces(self) -> list[Piece] | None:
         """Return where the rows stand in a memory file, into which they move when this is first asked."""

@@ -8,33 +8,35 @@ from numpy.typing import NDArray
 
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files, layout
-from tokendance.store.arrays import ArrayShape, DiskRows, row_bytes_of
+from tokendance.store.arrays import DiskRows
+from tokendance.store.chunks import ArrayRecord, row_bytes_of
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MASTERS, METADATA_NAME, MIRRORS
 from tokendance.store.manifest import MasterEntry, MirrorEntry
 from tokendance.store.place import BlockType
 
-__all__ = ["POSITIONS", "DiskMaster", "DiskOwn", "OwnShapes", "master_at", "own_at", "own_of"]
+__all__ = ["POSITIONS", "DiskMaster", "DiskOwn", "OwnRecords", "master_at", "own_at", "own_of"]
 
 POSITIONS = BlockType("int64", ())
 
 
-class OwnShapes(NamedTuple):
-    """The sizes of the arrays in a mirror's folder."""
+class OwnRecords(NamedTuple):
+    """What a manifest says of the arrays in a mirror's folder."""
 
-    indices: ArrayShape
-    values: ArrayShape
-    base: ArrayShape | None
+    indices: ArrayRecord
+    values: ArrayRecord
+    base: ArrayRecord | None
 
 
 class DiskMaster(DiskRows):
     """A master's rows, and the number of their folder."""
 
     def __init__(
-        self, folders: Folders, number: int, shape: ArrayShape, block_type: BlockType, *, checksums: bool
+        self, folders: Folders, number: int, record: ArrayRecord, block_type: BlockType, *, checksums: bool
     ) -> None:
-        super().__init__(f"{MASTERS}/{number}", folders.fd, shape, block_type, checksums=checksums)
+        super().__init__(f"{MASTERS}/{number}", folders.fd, record, block_type, checksums=checksums)
         self.number = number
+        folders.hold(MASTERS, number, self)
 
     def rows_on_disk(self) -> int:
         """Return how many rows the array's metadata tells of: more than `n_rows` if somebody appended meanwhile."""
@@ -46,9 +48,9 @@ class DiskMaster(DiskRows):
 
     def grows_in_place(self) -> bool:
         """Say whether further chunks of this length make sense: not tiny files, and whole pages."""
-        if self.shape.chunk_rows % layout.page_rows(self.row_bytes):
+        if self.record.chunk_rows % layout.page_rows(self.row_bytes):
             return False
-        return self.shape.chunk_rows * self.row_bytes >= layout.SMALL_CHUNK_BYTES
+        return self.record.chunk_rows * self.row_bytes >= layout.SMALL_CHUNK_BYTES
 
 
 class DiskOwn:
@@ -101,7 +103,7 @@ class DiskOwn:
 
 def _positions(rows: DiskRows) -> NDArray[np.int64]:
     # Read whole and checked even where checksums are off: these few bytes steer every copy.
-    always = DiskRows(rows.path, rows.parent, rows.shape, rows.block_type, checksums=True)
+    always = DiskRows(rows.path, rows.parent, rows.record, rows.block_type, checksums=True)
     found = np.array(always.view()).reshape(-1).view(np.int64)
     found.flags.writeable = False
     return found
@@ -110,8 +112,8 @@ def _positions(rows: DiskRows) -> NDArray[np.int64]:
 def master_at(folders: Folders, entry: MasterEntry, block_type: BlockType, *, checksums: bool) -> DiskMaster:
     """Return the handle of a manifest's master; nothing is read."""
     ndim = 1 + len(block_type.block_shape)
-    shape = ArrayShape(entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, ndim)
-    return DiskMaster(folders, entry.object, shape, block_type, checksums=checksums)
+    record = ArrayRecord(entry.n_blocks, row_bytes_of(block_type), entry.chunk_blocks, ndim, entry.checksums)
+    return DiskMaster(folders, entry.object, record, block_type, checksums=checksums)
 
 
 def own_of(folders: Folders, entry: MirrorEntry, block_type: BlockType, *, checksums: bool) -> DiskOwn | None:
@@ -119,20 +121,26 @@ def own_of(folders: Folders, entry: MirrorEntry, block_type: BlockType, *, check
     if entry.object is None:
         return None
     ndim = 1 + len(block_type.block_shape)
-    shapes = OwnShapes(
-        ArrayShape(entry.n_own, 8, entry.index_chunk, 1),
-        ArrayShape(entry.n_own, row_bytes_of(block_type), entry.chunk_blocks, ndim),
-        ArrayShape(entry.n_base, 8, entry.base_chunk, 1) if entry.n_base else None,
+    indices = ArrayRecord(entry.n_own, 8, entry.index_chunk, 1, "")
+    values = ArrayRecord(entry.n_own, row_bytes_of(block_type), entry.chunk_blocks, ndim, "")
+    base = ArrayRecord(entry.n_base, 8, entry.base_chunk, 1, "")
+    first, second = 8 * indices.n_chunks, 8 * (indices.n_chunks + values.n_chunks)
+    records = OwnRecords(
+        indices._replace(checksums=entry.checksums[:first]),
+        values._replace(checksums=entry.checksums[first:second]),
+        base._replace(checksums=entry.checksums[second:]) if entry.n_base else None,
     )
-    return own_at(folders, entry.object, block_type, shapes, checksums=checksums)
+    return own_at(folders, entry.object, block_type, records, checksums=checksums)
 
 
-def own_at(folders: Folders, number: int, block_type: BlockType, shapes: OwnShapes, *, checksums: bool) -> DiskOwn:
+def own_at(folders: Folders, number: int, block_type: BlockType, records: OwnRecords, *, checksums: bool) -> DiskOwn:
     """Return the handle of the blocks in `mirrors/<number>`."""
 
-    def rows(name: str, shape: ArrayShape, kind: BlockType) -> DiskRows:
-        return DiskRows(f"{MIRRORS}/{number}/{name}", folders.fd, shape, kind, checksums=checksums)
+    def rows(name: str, record: ArrayRecord, kind: BlockType) -> DiskRows:
+        return DiskRows(f"{MIRRORS}/{number}/{name}", folders.fd, record, kind, checksums=checksums)
 
-    base_rows = None if shapes.base is None else rows("base", shapes.base, POSITIONS)
-    values = rows("values", shapes.values, block_type)
-    return DiskOwn(number, rows("indices", shapes.indices, POSITIONS), values, base_rows)
+    base_rows = None if records.base is None else rows("base", records.base, POSITIONS)
+    values = rows("values", records.values, block_type)
+    own = DiskOwn(number, rows("indices", records.indices, POSITIONS), values, base_rows)
+    folders.hold(MIRRORS, number, own)
+    return own

@@ -45,6 +45,9 @@ class Rows(Protocol):
         `needed` (rows, any order) limits what is checked; the other rows must then not be read. None means all.
         """
 
+    def let_go(self) -> None:
+        """Give back the memory that looking at rows in files took; they can be looked at again."""
+
     def pieces(self) -> list[Piece] | None:
         """Return where all rows stand in files, in order, None where they are in no file.
 

@@ -18,6 +18,7 @@ __all__ = [
     "make_store",
     "manifest_bytes",
     "newest_manifest",
+    "reseal",
     "seal_chunk",
 ]
 
@@ -67,3 +68,33 @@ def chunk_file(path: Path, which: str) -> Path:
 def seal_chunk(file: Path, data: bytes) -> None:
     """Write a chunk with a right checksum."""
     file.write_bytes(data + int(google_crc32c.value(data)).to_bytes(4, "little"))
+
+
+def checksums_of(folder: Path, n_rows: int, chunk_rows: int) -> str:
+    """The checksums of an array's chunks as a manifest has them, from what its files hold."""
+    found = ""
+    for chunk in range(-(-n_rows // chunk_rows) if n_rows else 0):
+        (file,) = (one for one in folder.glob(f"c.{chunk}*") if one.name.split(".")[1] == str(chunk))
+        data = file.read_bytes()[:-4]
+        row_bytes = len(data) // chunk_rows
+        rows = data[: (n_rows - chunk * chunk_rows) * row_bytes]
+        found += f"{google_crc32c.value(rows):08x}"
+    return found
+
+
+def reseal(path: Path) -> None:
+    """Make the newest manifest's checksums those of the chunks that are there."""
+
+    def edit(content: dict[str, Any]) -> None:
+        master = content["master"]
+        folder = path / "masters" / str(master["object"])
+        master["checksums"] = checksums_of(folder, master["n_blocks"], master["chunk_blocks"])
+        for mirror in (mirror for mirror in content["mirrors"] if mirror["object"] is not None):
+            folder = path / "mirrors" / str(mirror["object"])
+            mirror["checksums"] = (
+                checksums_of(folder / "indices", mirror["n_own"], mirror["index_chunk"])
+                + checksums_of(folder / "values", mirror["n_own"], mirror["chunk_blocks"])
+                + checksums_of(folder / "base", mirror["n_base"], mirror["base_chunk"])
+            )
+
+    edit_manifest(path, edit)

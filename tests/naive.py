@@ -82,6 +82,13 @@ def restore_round(master: Array, owns: Sequence[Array], sources: Sequence[Array]
         restore_blocks(master, own, order, out)
 
 
+def restore_layer(master: Array, own: Array, sources: Array, out: Array) -> None:
+    """Each block cut into as many strips as `out` has rows, laid behind one another, as far as the rows go."""
+    for head, row in enumerate(out):
+        strips = [(master[at] if at >= 0 else own[~at]).reshape(len(out), -1)[head] for at in sources]
+        row[:] = np.concatenate(strips or [row[:0]])[: len(row)]
+
+
 # A whole storage -----------------------------------------------------------------------------------------------------
 
 
@@ -175,9 +182,12 @@ class NaiveStorage:
             self.mirrors = {}
         self._become(agent_id, blocks, self.mirrors)
 
-    def register_mirror(self, agent_id: str, cache: Array) -> Mirror:
-        """A block that differs by more than the threshold is the mirror's own, any other is the master's."""
-        self.mirrors[agent_id] = mirror = self._seen(self._taken(cache))
+    def register_mirror(self, agent_id: str, cache: Array, base: Any = None) -> Mirror:
+        """A block that differs by more than the threshold is the mirror's own, any other is the master's.
+
+        With a `base` of "auto", one that the master has elsewhere, bit for bit, is the master's too.
+        """
+        self.mirrors[agent_id] = mirror = self._seen(self._taken(cache), base)
         return mirror.copy()
 
     def register_round(self, caches: Mapping[str, Array], master: str | None = None) -> None:
@@ -245,18 +255,22 @@ class NaiveStorage:
     def _twin_of_master(self) -> Mirror:
         return Mirror(list(self.master), list(range(len(self.master))))
 
-    def _seen(self, blocks: list[bytes]) -> Mirror:
+    def _seen(self, blocks: list[bytes], base: Any = None) -> Mirror:
         """A cache as a mirror of the master sees it: what the threshold drops is the master's bytes."""
         mirror = Mirror([], [])
         for at, block in enumerate(blocks):
+            ref: int | None = at if base is None or isinstance(base, str) else int(base[at])
             norm = math.inf
-            if at < len(self.master):
-                pair = [np.frombuffer(rows, np.uint8)[None] for rows in (self.master[at], block)]
+            if ref is not None and 0 <= ref < len(self.master):
+                pair = [np.frombuffer(rows, np.uint8)[None] for rows in (self.master[ref], block)]
                 norm = float(block_norms(pair[0], pair[1], self.dtype.name)[0])
-            kept = norm != SAME_BITS if self.threshold == 0 else norm > self.threshold
-            mirror.blocks.append(block if kept else self.master[at])
-            mirror.refs.append(None if kept else at)
-            mirror.dropped = mirror.dropped if kept else max(mirror.dropped, norm)
+            if norm != SAME_BITS if self.threshold == 0 else norm > self.threshold:
+                ref, norm = None, 0.0
+                if isinstance(base, str) and block in self.master:
+                    ref = max(there for there, other in enumerate(self.master) if other == block)
+            mirror.blocks.append(block if ref is None else self.master[ref])
+            mirror.refs.append(ref)
+            mirror.dropped = max(mirror.dropped, norm)
         return mirror
 
     def _become(

@@ -43,12 +43,34 @@ class Block(NamedTuple):
 
 
 def blocks_in(text: str) -> Iterator[Block]:
+    """Yield the blocks of a page; a comment such as <!-- needs: torch typer --> speaks for all of them."""
+    said = re.search(r"^<!-- needs: ([\w ]+) -->$", text, re.MULTILINE)
+    needs = tuple(said[1].split()) if said else ()
     for found in re.finditer(r"^```(\w+)([^\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        yield Block(found[1], tuple(found[2].split()), text[: found.start()].count("\n") + 2, found[3])
+        yield Block(found[1], (*needs, *found[2].split()), text[: found.start()].count("\n") + 2, found[3])
+
+
+def runnable_blocks(page: Path) -> list[Block]:
+    """Python, and, where the page says <!-- commands run -->, what the shell is told between."""
+    text = page.read_text(encoding="utf-8")
+    languages = {"python", "bash"} if "\n<!-- commands run -->\n" in text else {"python"}
+    return [block for block in blocks_in(text) if block.language in languages]
 
 
 def missing(block: Block) -> list[str]:
     return [module for module in block.needs if importlib.util.find_spec(module) is None]
+
+
+def python_of(block: Block) -> list[str]:
+    """The lines of a block as Python. Of the shell, what tokendance is told runs; installing is for people."""
+    if block.language == "python":
+        return block.code.splitlines()
+    told = (line.removeprefix("tokendance ") for line in block.code.splitlines())
+    tokendance = "__import__('subprocess').run([__import__('sys').executable, '-m', 'tokendance', *{}], check=True)"
+    return [
+        tokendance.format(shlex.split(words, comments=True)) if words != line else ""
+        for words, line in zip(told, block.code.splitlines(), strict=True)
+    ]
 
 
 def program_of(blocks: list[Block]) -> str:
@@ -58,7 +80,7 @@ def program_of(blocks: list[Block]) -> str:
     """
     lines: list[str] = []
     for block in blocks:
-        lines += [""] * (block.line - 1 - len(lines)) + block.code.splitlines()
+        lines += [""] * (block.line - 1 - len(lines)) + python_of(block)
     return "\n".join(lines) + "\n"
 
 
@@ -72,13 +94,14 @@ def run_blocks(page: Path, blocks: list[Block], folder: Path) -> subprocess.Comp
     program = folder / "program.py"
     program.write_text(program_of(blocks), encoding="utf-8")
     # No warning is let through, but those of torch and transformers about themselves.
-    strict = [] if any(block.needs for block in blocks) else ["-W", "error"]
+    strict = [] if any("torch" in block.needs for block in blocks) else ["-W", "error"]
     command = [sys.executable, *strict, "-c", RUN, str(program), name_of(page)]
     (folder / "cwd").mkdir()
     return subprocess.run(command, cwd=folder / "cwd", capture_output=True, text=True)
 
 
-WITH_PYTHON = [page for page in DOCUMENTS if any(b.language == "python" for b in blocks_in(page.read_text("utf-8")))]
+WITH_PYTHON = [page for page in DOCUMENTS if any(not block.needs for block in runnable_blocks(page))]
+NEEDING_MORE = [page for page in DOCUMENTS if any(block.needs for block in runnable_blocks(page))]
 
 
 # What the comments beside a page's code say that it prints.
@@ -87,23 +110,33 @@ PRINTS = {"README.md": ["3.33", "(15, 2, 16, 64)", "True"]}
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_the_python_of_a_page_runs(page, tmp_path):
-    blocks = [block for block in blocks_in(page.read_text(encoding="utf-8")) if block.language == "python"]
-    done = run_blocks(page, [block for block in blocks if not block.needs], tmp_path)
+    done = run_blocks(page, [block for block in runnable_blocks(page) if not block.needs], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     expected = PRINTS.get(name_of(page), [])
     assert done.stdout.splitlines()[: len(expected)] == expected
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
+@pytest.mark.parametrize("page", NEEDING_MORE, ids=name_of)
 def test_the_blocks_that_need_more_run_too(page, tmp_path):
-    blocks = [block for block in blocks_in(page.read_text(encoding="utf-8")) if block.language == "python"]
+    blocks = runnable_blocks(page)
     lacking = sorted({module for block in blocks for module in missing(block)})
     if lacking:
         pytest.skip(f"not installed: {', '.join(lacking)}")
-    if not any(block.needs for block in blocks):
-        pytest.skip("no block needs more than the base")
     done = run_blocks(page, blocks, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_shell_is_told_runs_between(tmp_path):
+    pytest.importorskip("typer")
+    text = (
+        "<!-- needs: typer -->\n<!-- commands run -->\n```python\nx = 1\n```\n```bash\npip install nothing\n{}\n```\n"
+    )
+    page = tmp_path / "page.md"
+    for command, status in (("tokendance --version  # so", 0), ("tokendance demolish", 1)):
+        page.write_text(text.format(command), encoding="utf-8")
+        (folder := tmp_path / str(status)).mkdir()
+        done = run_blocks(ROOT / "page.md", runnable_blocks(page), folder)
+        assert (done.returncode, "line 8" in done.stderr) == (status, status == 1)
 
 
 def test_a_broken_block_is_found(tmp_path):
@@ -119,6 +152,29 @@ def test_every_language_is_known():
     """So that no Python hides under another name."""
     found = {block.language for page in PAGES for block in blocks_in(page.read_text(encoding="utf-8"))}
     assert found <= {"python", "bash", "text", "json", "bibtex"}
+
+
+def unknown_fences(text: str) -> list[str]:
+    """Fences that are none of the known kinds; the one other kind shows a whole script of examples/, tested there."""
+    shown = r'^```\{\.python\}\n--8<-- "(examples/\w+\.py)"\n```$'
+    for name in re.findall(shown, text, re.MULTILINE):
+        assert (ROOT / name).is_file(), name
+    rest = re.sub(
+        shown, "", re.sub(r"^```\w+[^\n]*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), flags=re.MULTILINE
+    )
+    return re.findall(r"^ *(?:```|~~~).*$", rest, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_block_hides(page):
+    assert unknown_fences(page.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["```\nx\n```", "~~~\nx\n~~~", "    ```python\n    x\n    ```", "```{.python}\nx\n```"]
+)
+def test_a_hidden_block_is_found(text):
+    assert unknown_fences(text)
 
 
 # Shell commands -----------------------------------------------------------------------------------------------------
@@ -151,7 +207,7 @@ def command_exists(words: list[str]) -> bool:
         return (ROOT / rest[1] / "__main__.py").is_file() or importlib.util.find_spec(rest[1]) is not None
     if name in ("pip", "pytest"):
         return importlib.util.find_spec(name) is not None
-    return name in ("cd", "coverage", "git", "ruff") or (ROOT / name).is_file()
+    return name in ("cd", "cmp", "coverage", "git", "mkdocs", "rsync", "ruff", "tar") or (ROOT / name).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -9,19 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from process_counts import n_files, n_maps
 
 import tokendance as td
 from tokendance.store import mapping, page_table
 
 PAGE_BLOCK = (4, 256)  # 4 KiB of float32
-
-
-def maps() -> int:
-    return len(Path("/proc/self/maps").read_text().splitlines())
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.fixture(params=["memory", "disk"])
@@ -47,9 +40,9 @@ def equal(left: np.ndarray, right: np.ndarray) -> bool:
 
 def test_whole_pages_are_mapped_and_not_copied(storage: td.TokenDanceStorage) -> None:
     caches = filled(storage)
-    before = maps()
+    before = n_maps()
     mapped = storage.reconstruct("a", copy=False)
-    assert maps() >= before + 4
+    assert n_maps() >= before + 4
     named = [line for line in Path("/proc/self/maps").read_text().splitlines() if "c.0.0" in line or "memfd" in line]
     assert any(line.split()[1].endswith("p") and "w" in line.split()[1] for line in named)
     assert equal(mapped, caches["a"])
@@ -102,16 +95,16 @@ def test_what_a_given_up_append_wrote_is_seen_by_nobody_else(storage: td.TokenDa
 def test_ten_thousand_reconstructions_leak_nothing(storage: td.TokenDanceStorage) -> None:
     filled(storage, 16)
     storage.reconstruct("a", copy=False)
-    before = descriptors(), maps()
+    before = n_files(), n_maps()
     for _ in range(10_000):
         storage.reconstruct("a", copy=False)
-    assert descriptors() == before[0]
-    assert abs(maps() - before[1]) <= 2
+    assert n_files() == before[0]
+    assert abs(n_maps() - before[1]) <= 2
 
 
 def test_too_many_maps_are_avoided_by_copying(storage: td.TokenDanceStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     caches = filled(storage)
-    monkeypatch.setattr(mapping, "_most_maps", lambda: mapping._live_maps + 25)
+    monkeypatch.setattr(mapping, "_most_maps", lambda: mapping._Region.live_maps + 25)
     kept = [storage.reconstruct("a", copy=False) for _ in range(20)]
     assert all(equal(one, caches["a"]) for one in kept)
     monkeypatch.setattr(page_table, "MOST_PIECES", 1)

@@ -87,6 +87,32 @@ def test_installed_metadata_is_that_of_setup_cfg():
     assert set(installed.get_all("Provides-Extra")) == set(setup["options.extras_require"])
 
 
+def bounds(requirements: list[str]) -> dict[str, tuple[int, ...]]:
+    """The version after >= or ==, by name; 3 and 3.0.0 are the same."""
+    found = {}
+    for requirement in requirements:
+        if version := re.search(r"[>=]= *([\d.]+)", requirement):
+            numbers = [int(part) for part in version[1].split(".")]
+            found[requirement_name(requirement)] = (*numbers, 0, 0)[:3]
+    return found
+
+
+def test_the_minimal_versions_are_the_lower_bounds():
+    setup = read_setup()
+    extras = setup["options.extras_require"]
+    declared = [lines(extras[extra]) for extra in ("cli", "plot", "test")]
+    lower = [bounds(group) for group in (lines(setup["options"]["install_requires"]), *declared)]
+    pins = [line for line in lines((ROOT / "tools/minimal.txt").read_text("utf-8")) if not line.startswith("#")]
+    pinned = bounds(pins)
+    assert len(pinned) == len(pins)
+    assert all("==" in pin for pin in pins)
+    # The same name has the same bound wherever it stands.
+    assert {name: version for group in lower for name, version in group.items()} == {
+        name: version for name, version in pinned.items() if name not in {"click", "pyparsing"}
+    }
+    assert all(pinned[name] == version for group in lower for name, version in group.items())
+
+
 def test_the_command_is_installed():
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="tokendance")
     assert command.value == "tokendance.cli:main"

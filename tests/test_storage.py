@@ -1,6 +1,11 @@
 """The rules of master and mirrors, the same in memory and on disk."""
 
+import gc
+import pickle
 from collections.abc import Callable, Iterator
+from copy import copy as shallow
+from copy import deepcopy
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -418,7 +423,7 @@ def random_cache(seed: int, n: int, shape: tuple[int, ...], dtype: np.dtype) -> 
 
 
 @pytest.mark.parametrize("where", ["memory", "disk"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(script=scripts())
 def test_any_script_gives_what_the_naive_model_gives(where: str, script: tuple, tmp_path_factory) -> None:
     dtype, shape, threshold, steps = script
@@ -468,3 +473,51 @@ def _compare(storage: td.TokenDanceStorage, naive: NaiveStorage) -> None:
         assert same(storage.reconstruct(agent, copy=False), expected)
         part = np.arange(len(expected))[::-2]
         assert same(storage.reconstruct(agent, blocks=part), expected[part])
+
+
+def test_a_storage_is_not_copied_and_stays_whole(make: Make) -> None:
+    storage = make()
+    cache = np.random.default_rng(0).standard_normal((6, 4, 64)).astype(np.float32)
+    storage.register_round({"m": cache, "a": cache + 1}, master="m")
+    storage.reconstruct("a", copy=False)  # from here on there are files to close
+    for copied in (shallow, deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"cannot be copied or pickled; fork\(\) an agent, or save\(\) it"):
+            copied(storage)
+    gc.collect()
+    assert np.array_equal(storage.reconstruct("a", copy=False), cache + 1)
+
+
+def test_a_difference_is_copied_and_pickled_by_what_it_is_worth(make: Make) -> None:
+    storage = make()
+    cache = np.zeros((6, 4, 64), np.float32)
+    changed = cache.copy()
+    changed[2] = 3
+    diff = storage.register_round({"m": cache, "a": changed}, master="m")["a"]
+    for twin in (shallow(diff), deepcopy(diff), pickle.loads(pickle.dumps(diff))):
+        assert (twin.block_indices.tolist(), twin.total_blocks, twin.threshold) == ([2], 6, diff.threshold)
+        assert np.array_equal(twin.diff_values, diff.diff_values)
+
+
+@pytest.mark.parametrize("caches", [None, [np.zeros((2, 2))], np.zeros((2, 2))], ids=["none", "list", "array"])
+def test_a_round_is_a_dict(make: Make, caches: object) -> None:
+    with pytest.raises(TypeError, match="caches must be a dict of agent and cache, got"):
+        make().register_round(caches)
+
+
+def test_a_masked_array_is_refused(make: Make) -> None:
+    with pytest.raises(TypeError, match=r"masked array, whose mask would be lost; pass its filled\(\)"):
+        make().register_master("m", np.ma.masked_array(np.zeros((2, 2)), mask=True))
+
+
+def test_what_an_identity_is_not_is_said_of_the_identity(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="identity must be a dict, got str"):
+        td.open(tmp_path / "s.td", identity="x")
+    with pytest.raises(ValueError, match="path must name a folder, got an empty one"):
+        td.open("")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "came"), [("x" * 1024, r"1024: 'x{60}\.\.\.'"), ("", "0: ''"), ("\ud800", "1: ")])
+def test_a_name_that_is_none_is_shown_with_its_length(make: Make, name: str, came: str) -> None:
+    with pytest.raises(ValueError, match=f"agent_id must have 1 to 512 bytes in UTF-8, got {came}"):
+        make().register_master(name, np.zeros((2, 2), np.float32))

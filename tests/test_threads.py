@@ -429,3 +429,21 @@ print(len(storage.agents), reads(storage, 1))
     with td.open(tmp_path / "s.td", mode="r") as store:
         assert len(store.agents) == 7
     assert [file.name for file in tmp_path.iterdir()] == ["s.td"]
+
+
+def test_a_difference_looked_at_late_is_still_there_after_a_collection(tmp_path):
+    with td.open(tmp_path / "s.td", diff_threshold=0.0) as store:
+        store.register_master("m", cache(1))
+        store.register_mirror("a", near(cache(1), 2))
+    with td.open(tmp_path / "s.td", mode="r+") as store:
+        diff = store.mirrors["a"]
+        store.register_mirror("a", cache(3))
+        store.gc()
+        expected = near(cache(1), 2) - cache(1)
+        assert diff.block_indices.tolist() == np.flatnonzero(expected.any(axis=1)).tolist()
+        np.testing.assert_array_equal(diff.diff_values, expected[expected.any(axis=1)])
+        del diff
+        assert len(list((tmp_path / "s.td" / "mirrors").glob("[0-9]*"))) == 2
+        store.gc()
+        assert len(list((tmp_path / "s.td" / "mirrors").glob("[0-9]*"))) == 1
+        assert store.verify().ok

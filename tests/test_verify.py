@@ -1,5 +1,7 @@
 """verify() names every damage; repair drops what cannot be right and keeps the rest."""
 
+import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,11 @@ def overwrite(path: Path, change: Callable[[bytearray], bytes | bytearray]) -> N
     content = change(bytearray(path.read_bytes()))
     path.unlink()
     path.write_bytes(content)
+
+
+def resealed(content: bytes) -> bytes:
+    line = content.partition(b"\n")[0]
+    return line + b'\n{"sha256":"' + hashlib.sha256(line).hexdigest().encode() + b'"}\n'
 
 
 def flip(content: bytearray) -> bytearray:
@@ -115,6 +122,28 @@ def test_what_nobody_refers_to_is_told_and_is_no_finding(store) -> None:
         opened.gc(keep_last=16)
     assert td.verify(path).leavings == ()
     assert readable(path, caches) == set(AGENTS)
+
+
+def test_chunks_of_an_append_that_was_given_up_are_leavings(tmp_path: Path) -> None:
+    path, n_blocks = tmp_path / "s.td", 1 << 4
+    cache = np.random.default_rng(0).standard_normal((n_blocks, 1024)).astype(np.float32)
+    with td.open(path, diff_threshold=0, ragged=True) as opened:
+        opened.register_master("m", cache)
+        held = opened.reconstruct("m", copy=False)
+        with pytest.raises(ZeroDivisionError), opened.transaction():
+            opened.collective_reuse_step(["m"], cache)
+            raise ZeroDivisionError
+        spare = sorted(str(file.relative_to(path)) for file in path.glob("masters/0/c.*"))[4:]
+        assert len(spare) == 4
+        path.joinpath("masters", "0", ".c.4.0.new").touch()
+        found = opened.verify()
+        assert (found.ok, found.leavings) == (True, ("masters/0/.c.4.0.new", *spare))
+        opened.gc()
+        assert opened.verify().leavings == ()
+        opened.collective_reuse_step(["m"], cache[:3])
+        assert opened.reconstruct("m").tobytes() == np.concatenate((cache, cache[:3])).tobytes()
+        assert held.tobytes() == cache.tobytes()
+    assert td.verify(path).ok
 
 
 def test_repair_drops_a_damaged_mirror_and_keeps_the_others(store) -> None:
@@ -195,16 +224,86 @@ def test_repair_through_an_open_store_shows_the_repaired_state(store) -> None:
     assert readable(path, caches) == set(AGENTS)
 
 
+@pytest.mark.parametrize("gone", ["masters/0", "mirrors/1", "mirrors/1/values", "mirrors/1/indices"])
+def test_a_folder_that_is_gone_takes_down_who_needs_it_alone(store, gone: str) -> None:
+    path, caches = store
+    shutil.rmtree(path / gone)
+    assert not td.verify(path).ok
+    td.verify(path, repair=True)
+    left = readable(path, caches)
+    assert left == (set() if gone == "masters/0" else {"m", "b", "c"})
+    with td.open(path) as opened:
+        # A tagged generation in which somebody is intact stays, and so does what is found in it.
+        for name in opened.tags:
+            opened.untag(name)
+        opened.gc()
+    assert td.verify(path).ok
+
+
+@pytest.mark.parametrize("gone", [["mirrors"], ["masters"], ["masters", "mirrors"]], ids=" ".join)
+def test_a_store_without_its_folders_is_repaired_as_far_as_that_goes(store, gone: list[str]) -> None:
+    path, caches = store
+    for group in gone:
+        shutil.rmtree(path / group)
+    found = td.verify(path)
+    assert [(one.kind, one.where) for one in found.findings] == [("folder", group) for group in gone]
+    assert not any(path.joinpath(group).exists() for group in gone)
+    with td.open(path.parent / "other.td") as other, pytest.raises(td.StoreLockedError):
+        other.register_master("m", caches["m"])
+        shutil.rmtree(path.parent / "other.td" / "mirrors")
+        td.verify(path.parent / "other.td", repair=True)
+    found = td.verify(path, repair=True)
+    assert [one.kind for one in found.findings][: len(gone)] == ["folder"] * len(gone)
+    assert readable(path, caches) == (set() if "masters" in gone else {"m"})
+    with td.open(path) as opened:
+        for name in opened.tags:
+            opened.untag(name)
+        opened.gc()
+        opened.register_mirror("b", caches["b"]) if opened.master_id else opened.register_master("b", caches["b"])
+    assert td.verify(path).ok
+    assert "b" in readable(path, caches)
+
+
+def test_a_folder_that_has_manifests_of_its_own_is_not_repaired(tmp_path: Path) -> None:
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "1").write_text("kind: Deployment")
+    for repair in (False, True):
+        with pytest.raises(td.StoreCorruptError):
+            td.verify(tmp_path, repair=repair)
+    assert sorted(str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*")) == ["manifests", "manifests/1"]
+
+
 def test_repair_needs_the_lock_and_leaves_newer_formats_alone(store) -> None:
     path, _ = store
     with td.open(path), pytest.raises(td.StoreLockedError):
         td.verify(path, repair=True)
     newest = path / "manifests" / "4"
-    overwrite(newest, lambda content: content.replace(b'"format":1', b'"format":2', 1))
+    overwrite(newest, lambda content: resealed(content.replace(b'"format":1', b'"format":2', 1)))
     before = sorted((one, one.stat().st_mtime_ns) for one in data_files(path))
     with pytest.raises(td.FormatVersionError, match="format 2"):
         td.verify(path, repair=True)
     assert sorted((one, one.stat().st_mtime_ns) for one in data_files(path)) == before
+
+
+def test_a_newer_store_is_left_alone_however_its_manifests_are_sealed(store) -> None:
+    path, _ = store
+    for file in (path / "zarr.json", *path.glob("manifests/[0-9]*")):
+        overwrite(file, lambda content: content.replace(b'"format":1', b'"format":2').replace(b'": 1', b'": 2'))
+    before = sorted((one, one.stat().st_mtime_ns) for one in data_files(path))
+    for repair in (False, True):
+        with pytest.raises(td.FormatVersionError, match="format 2"):
+            td.verify(path, repair=repair)
+    assert sorted((one, one.stat().st_mtime_ns) for one in data_files(path)) == before
+
+
+@pytest.mark.parametrize("damaged", [b'"format":3', b'"fnrmat":1'])
+def test_a_bit_that_makes_a_manifest_seem_newer_is_damage(store, damaged: bytes) -> None:
+    path, caches = store
+    overwrite(path / "manifests" / "4", lambda content: content.replace(b'"format":1', damaged, 1))
+    assert [(one.kind, one.where) for one in td.verify(path).findings] == [("manifest", "manifests/4")]
+    td.verify(path, repair=True)
+    assert td.verify(path).ok
+    assert readable(path, caches)
 
 
 def test_a_store_without_any_readable_manifest_cannot_be_repaired(store) -> None:

@@ -19,6 +19,7 @@ from tokendance.errors import (
     UnknownAgentError,
     UnknownGenerationError,
 )
+from tokendance.kernels.loading import loading
 
 if TYPE_CHECKING:
     from tokendance.durable import TokenDanceStore
@@ -61,7 +62,8 @@ def __getattr__(name: str) -> Any:
         module, attribute = _HOMES[name]
     except KeyError:
         raise AttributeError(f"module 'tokendance' has no attribute {name!r}") from None
-    value = globals()[name] = getattr(import_module(module), attribute)
+    with loading:
+        value = globals()[name] = getattr(import_module(module), attribute)
     return value
 
 

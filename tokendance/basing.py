@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tokendance.block_table import BlockTable
 from tokendance.cohort import Master, Mirror
 from tokendance.electing import block_prints
+from tokendance.kernels.loading import loading
 from tokendance.mirroring import Meta, kept_blocks, taken
 from tokendance.store.place import Place, Rows
 
@@ -22,7 +23,13 @@ _prints: "weakref.WeakKeyDictionary[Rows, dict[int, int]]" = weakref.WeakKeyDict
 
 
 def based_mirror(
-    master: Master, rows: NDArray[np.uint8], place: Place, threshold: float, meta: Meta, base: Base
+    master: Master,
+    rows: NDArray[np.uint8],
+    place: Place,
+    threshold: float,
+    meta: Meta,
+    base: Base,
+    before: Mirror | None = None,
 ) -> Mirror:
     """Keep of a cache what the master does not have where `base` says, or, with ``"auto"``, anywhere.
 
@@ -34,6 +41,8 @@ def based_mirror(
         ``(n_blocks,)`` int64: the master block that each block is compared with, -1 for none. ``"auto"`` compares each
         block with the one at its own position, and looks for those that differ by a print of their bytes in the whole
         master; what is found is compared byte by byte.
+    before : Mirror, optional
+        What the agent was: if it grew, a place may keep only what is new.
     """
     if isinstance(base, str):
         norms, target = _found(master, rows, threshold)
@@ -46,7 +55,8 @@ def based_mirror(
     identity = np.array_equal(target[shared], np.flatnonzero(shared))
     if len(indices) == 0 and identity:
         return Mirror(BlockTable(len(rows)), max(dropped, 0.0), meta)
-    own = place.put_own(indices, taken(rows, indices), None if identity else target, master.block_type)
+    like = before.table.own if before else None
+    own = place.put_own(indices, taken(rows, indices), None if identity else target, master.block_type, like=like)
     return Mirror(BlockTable(len(rows), own), max(dropped, 0.0), meta)
 
 
@@ -56,7 +66,8 @@ def _close(norms: NDArray[np.float64], threshold: float) -> NDArray[np.bool_]:
 
 def _norms_at(master: Master, rows: NDArray[np.uint8], base: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the norms against the master blocks that `base` names, infinity where it names none."""
-    from tokendance.kernels.diff import block_norms
+    with loading:
+        from tokendance.kernels.diff import block_norms
 
     view = master.rows.view()
     norms = np.full(len(base), np.inf)
@@ -72,7 +83,8 @@ def _norms_at(master: Master, rows: NDArray[np.uint8], base: NDArray[np.int64]) 
 
 def _found(master: Master, rows: NDArray[np.uint8], threshold: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return norms, and the master block that each block is, found by its position first and by its bytes then."""
-    from tokendance.kernels.diff import SAME_BITS, blocks_differ
+    with loading:
+        from tokendance.kernels.diff import SAME_BITS, blocks_differ
 
     positions = np.where(np.arange(len(rows)) < master.rows.n_rows, np.arange(len(rows)), -1)
     norms = _norms_at(master, rows, positions)

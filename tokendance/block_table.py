@@ -54,8 +54,10 @@ class BlockTable:
             raise StoreCorruptError(f"a mirror of {self.n_blocks} blocks has one at position {indices[-1]}")
         if base is not None:
             sources[: len(base)] = base
-        for start, shift in self.tail:
-            sources[start:] = np.arange(start, self.n_blocks) + shift
+        if self.tail:
+            starts, shifts = np.array(self.tail).T
+            lengths = np.diff(starts, append=self.n_blocks)
+            sources[starts[0] :] = np.arange(starts[0], self.n_blocks) + np.repeat(shifts, lengths)
         shared[indices] = False
         sources[indices] = ~np.arange(len(indices))
         borrowed = sources[shared]

@@ -100,10 +100,11 @@ class Cohort:
     def sources(self, agent_id: str) -> tuple[NDArray[np.int64], Own | None]:
         """Return where each block of an agent is, and its own blocks."""
         master = self.needs_master()
-        master.rows.ensure()
-        if agent_id == master.agent_id:
+        table = None if agent_id == master.agent_id else self.mirror(agent_id).table
+        if table is None or table.n_own < table.n_blocks:  # who has every block of its own outlives the master's files
+            master.rows.ensure()
+        if table is None:
             return np.arange(master.rows.n_rows), None
-        table = self.mirror(agent_id).table
         return table.sources(master.rows.n_rows), table.own
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokendance import validate
 from tokendance.cohort import EMPTY, Cohort, Rule
 from tokendance.errors import ReadOnlyError, StoreLockedError, UnknownGenerationError
+from tokendance.kernels.loading import loading
 from tokendance.records import Commit, Generation, cohort_in, manifest_of
 from tokendance.storage import TokenDanceStorage
 from tokendance.store import generations
@@ -57,8 +58,9 @@ class TokenDanceStore(TokenDanceStorage):
         self._next_object = newest.next_object
         self._committed = cohort_in(manifest, folders, checksums=self._checksums)
         if self._writer is not None:
-            from tokendance.store.collect import Collector
-            from tokendance.store.disk import DiskPlace
+            with loading:
+                from tokendance.store.collect import Collector
+                from tokendance.store.disk import DiskPlace
 
             self._place: DiskPlace = DiskPlace(folders, newest.next_object, checksums=self._checksums)
             self._collector = Collector(folders)
@@ -83,6 +85,14 @@ class TokenDanceStore(TokenDanceStorage):
         """Tags and the generations that they keep."""
         return dict(self._tags)
 
+    def stats(self) -> dict[str, Any]:
+        """Return what `TokenDanceStorage.stats` does, with the state's ``generation`` and its ``written_bytes``.
+
+        ``written_bytes`` is what its commit wrote, without the manifest; ``stored_bytes`` counts the manifest in.
+        """
+        manifest = self._manifest
+        return {**super().stats(), "generation": manifest.generation, "written_bytes": manifest.written_bytes}
+
     def tag(self, name: str) -> int:
         """Give the state a name that keeps it and that `tokendance.open` takes as ``at=``.
 
@@ -100,8 +110,10 @@ class TokenDanceStore(TokenDanceStorage):
             return self.generation
 
     def untag(self, name: str) -> None:
-        """Take a tag away; its generation is then collected like any other."""
+        """Take a tag away, in a generation of its own; the one it was on is then collected like any other."""
         with self._lock:
+            if self._draft is not None:
+                raise RuntimeError("untag() cannot run inside a transaction; end it first")
             if name not in self._tags:
                 raise UnknownGenerationError(
                     f"there is no tag {name!r}; tags are: {', '.join(sorted(self._tags)) or 'none'}"
@@ -162,8 +174,9 @@ class TokenDanceStore(TokenDanceStorage):
         progress : callable, optional
             Called with the bytes read so far and the bytes there are.
         """
-        from tokendance.repairing import repair_store
-        from tokendance.verifying import Audit
+        with loading:
+            from tokendance.repairing import repair_store
+            from tokendance.verifying import Audit
 
         with self._lock:
             if not repair:
@@ -235,7 +248,8 @@ class TokenDanceStore(TokenDanceStorage):
             )
 
     def _publish(self, cohort: Cohort) -> None:
-        from tokendance.store.collect import objects_of
+        with loading:
+            from tokendance.store.collect import objects_of
 
         number = self._last + 1
         tags = {**self._tags, **{name: number for name in self._news if name}}
@@ -243,7 +257,7 @@ class TokenDanceStore(TokenDanceStorage):
         manifest = manifest_of(cohort, self._rule, commit)
         referenced = objects_of(manifest)
         written = self._place.make_durable(set(referenced))
-        manifest = manifest_of(cohort, self._rule, commit._replace(written_bytes=written))
+        manifest = replace(manifest, written_bytes=written)
         try:
             generations.publish(self._folders, manifest)
         except BaseException:

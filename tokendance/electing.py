@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokendance.cohort import Cohort
+from tokendance.kernels.loading import loading
 
 __all__ = ["block_prints", "cohort_prints", "elected"]
 
 
 def block_prints(rows: Iterable[NDArray[np.uint8]]) -> NDArray[np.uint32]:
     """Return a crc32c of each row of bytes, ``(n_blocks,)`` uint32; one pass over ``(n_blocks, block_bytes)`` uint8."""
-    import google_crc32c
+    with loading:
+        import google_crc32c
 
     return np.fromiter((google_crc32c.value(row) for row in rows), np.uint32)
 

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from tokendance.block_table import BlockTable
 from tokendance.cohort import Cohort, Master, Mirror
 from tokendance.dtypes import dtype_named
+from tokendance.kernels.loading import loading
 from tokendance.restoring import copy_blocks
 from tokendance.sparse_diff import SparseKVDiff
-from tokendance.store.mapping import aligned_empty
+from tokendance.store.fresh import aligned_empty
 from tokendance.store.place import Place
 from tokendance.validate import Blocks
 
@@ -54,7 +55,8 @@ def mirrors_of(
     The master is read from memory once for all of them. What a cache has beyond the master's end it keeps. `before`
     is what each agent was: of one that grew, a place may keep only what is new.
     """
-    from tokendance.kernels.diff import block_norms, round_norms
+    with loading:
+        from tokendance.kernels.diff import block_norms, round_norms
 
     dtype_name, n_master = master.block_type.dtype_name, master.rows.n_rows
     view = master.rows.view()
@@ -91,7 +93,8 @@ def _mirror(
 
 def taken(rows: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return a copy of some rows of ``(n, row_bytes)`` uint8, on a 64-byte boundary."""
-    from tokendance.kernels.restore import restore_blocks
+    with loading:
+        from tokendance.kernels.restore import restore_blocks
 
     out = aligned_empty(len(positions) * rows.shape[1]).reshape(len(positions), rows.shape[1])
     restore_blocks(rows, rows[:0], positions, out)

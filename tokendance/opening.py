@@ -9,6 +9,7 @@ from tokendance import validate
 from tokendance.cohort import Cohort, Rule
 from tokendance.durable import TokenDanceStore
 from tokendance.errors import IdentityMismatchError, StoreCorruptError
+from tokendance.kernels.loading import loading
 from tokendance.store import generations
 from tokendance.store.folders import Folders
 from tokendance.store.lock import WriterLock
@@ -81,6 +82,8 @@ def open_store(
     (['a', 'b'], np.float32(8.0))
     """
     where = os.fsdecode(path)
+    if not where:
+        raise ValueError("path must name a folder, got an empty one")
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, got {mode!r}")
     if checksums not in ("on", "off"):
@@ -110,17 +113,19 @@ def open_store(
     return store
 
 
-def save(cohort: Cohort, rule: Rule, path: str) -> None:
+def save(cohort: Cohort, rule: Rule, path: str, identity: Mapping[str, Any] | None = None) -> None:
     """Write a cohort to a store, in place of what that held, which stays until the new is durable."""
-    from tokendance import registering
+    with loading:
+        from tokendance import registering
 
-    _make_if_needed(path, "w", rule, None)
+    said = None if identity is None else dict(identity)
+    _make_if_needed(path, "w", rule, said)
     folders = Folders(path)
     lock = None
     try:
         lock = WriterLock(folders.fd("manifests"), path)
         store = TokenDanceStore(folders, lock, None, checksums=True)
-        store.start_over(rule, None, lambda _nothing, place: registering.copied(cohort, place))
+        store.start_over(rule, said, lambda _nothing, place: registering.copied(cohort, place))
         store.close()
     finally:
         if lock is not None:
@@ -147,7 +152,8 @@ def _make_if_needed(
         raise FileNotFoundError(f"{path} does not exist; open it with mode='a' to make a store")
     threshold, ragged = _filled(asked)
     first = Manifest(1, 0, time.time(), threshold, ragged, None, None, identity, 0, 0, None, ())
-    from tokendance.store.creating import create
+    with loading:
+        from tokendance.store.creating import create
 
     try:
         create(path, first)

@@ -2,14 +2,15 @@
 
 import os
 import threading
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from numpy.typing import NDArray
 
 from tokendance import validate
 from tokendance.cohort import EMPTY, Cohort, Rule
 from tokendance.dtypes import dtype_named
+from tokendance.kernels.loading import loading
 from tokendance.restoring import reconstructed, reconstructed_round
 from tokendance.store.mapping import read_only
 
@@ -32,6 +33,7 @@ class ReadableStorage:
         self._committed: Cohort = EMPTY
         self._draft: Cohort | None = None
         self._drafting_thread: int | None = None
+        self._identity: Mapping[str, Any] | None = None
 
     @property
     def diff_threshold(self) -> float:
@@ -67,7 +69,8 @@ class ReadableStorage:
     @property
     def mirrors(self) -> "dict[str, SparseKVDiff]":
         """Every mirror's difference, by agent id."""
-        from tokendance.mirroring import diff_of
+        with loading:
+            from tokendance.mirroring import diff_of
 
         cohort = self._cohort
         return {key: diff_of(cohort, mirror, self.diff_threshold) for key, mirror in cohort.mirrors.items()}
@@ -134,7 +137,8 @@ class ReadableStorage:
 
     def compression_ratio(self) -> float:
         """Return the blocks of all agents over the blocks that are stored: at most the number of agents."""
-        from tokendance.accounting import compression_ratio
+        with loading:
+            from tokendance.accounting import compression_ratio
 
         return compression_ratio(self._cohort)
 
@@ -149,21 +153,31 @@ class ReadableStorage:
             positions and metadata) and ``byte_ratio``, which cannot exceed the number of agents; and under ``mirrors``
             the same for each mirror, whose ratio can.
         """
-        from tokendance.accounting import statistics
+        with loading:
+            from tokendance.accounting import statistics
 
         return statistics(self._cohort, self.diff_threshold, self._extra_bytes())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all agents to a store on disk, in place of the store that is there, if one is.
 
+        The state that is shown now, with the identity if there is one; older generations and tags stay behind.
+
         Raises
         ------
         FileExistsError
             Something else is at `path`; it is not touched.
         """
-        from tokendance.opening import save
+        with loading:
+            from tokendance.opening import save
 
-        save(self._cohort, self._rule, os.fspath(path))
+        save(self._cohort, self._rule, os.fspath(path), self._identity)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would close the files of this one."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be copied or pickled; fork() an agent, or save() it and open that"
+        )
 
     def __repr__(self) -> str:
         master = self._cohort.master

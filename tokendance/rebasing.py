@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tokendance.block_table import BlockTable
 from tokendance.cohort import Cohort, Master, Mirror
+from tokendance.kernels.loading import loading
 from tokendance.restoring import copy_blocks
 from tokendance.store.place import Place, Rows
 
@@ -38,7 +39,8 @@ def placed_master(old: Master, blocks: NDArray[np.uint8], place: Place) -> Move:
     blocks : numpy.ndarray
         ``(n_blocks, block_bytes)`` uint8, of the old master's block type.
     """
-    from tokendance.kernels.diff import blocks_differ
+    with loading:
+        from tokendance.kernels.diff import blocks_differ
 
     compared = min(old.rows.n_rows, blocks.shape[0])
     changed = blocks_differ(old.rows.view()[:compared], blocks[:compared])
@@ -89,7 +91,8 @@ def _moved(cohort: Cohort, table: BlockTable, move: Move, place: Place) -> Block
     base = None if np.all((target == positions) | (target < 0)) else target
     if len(kept) == 0 and base is None:
         return BlockTable(table.n_blocks)
-    return BlockTable(table.n_blocks, place.put_own(blocks[kept], rows[kept], base, master.block_type))
+    own = place.put_own(blocks[kept], rows[kept], base, master.block_type, like=table.own)
+    return BlockTable(table.n_blocks, own)
 
 
 def _stays(table: BlockTable, master: Master, move: Move) -> bool:
@@ -103,7 +106,8 @@ def _stays(table: BlockTable, master: Master, move: Move) -> bool:
 
 
 def _equal(rows: NDArray[np.uint8], master: Rows, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-    from tokendance.kernels.diff import blocks_differ
+    with loading:
+        from tokendance.kernels.diff import blocks_differ
 
     if len(positions) == 0:
         return np.zeros(0, np.bool_)

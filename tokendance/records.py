@@ -72,7 +72,9 @@ def manifest_of(cohort: Cohort, rule: Rule, commit: Commit) -> Manifest:
 def _master_entry(master: Master) -> MasterEntry:
     rows = master.rows
     assert isinstance(rows, DiskMaster)
-    return MasterEntry(master.agent_id, rows.number, rows.n_rows, rows.shape.chunk_rows, dict(master.meta))
+    return MasterEntry(
+        master.agent_id, rows.number, rows.n_rows, rows.record.chunk_rows, rows.record.checksums, dict(master.meta)
+    )
 
 
 def _mirror_entry(agent_id: str, mirror: Mirror) -> MirrorEntry:
@@ -83,10 +85,11 @@ def _mirror_entry(agent_id: str, mirror: Mirror) -> MirrorEntry:
         object=own.number if own else None,
         n_blocks=table.n_blocks,
         n_own=own.rows.n_rows if own else 0,
-        index_chunk=own.index_rows.shape.chunk_rows if own else 0,
-        chunk_blocks=own.rows.shape.chunk_rows if own else 0,
+        index_chunk=own.index_rows.record.chunk_rows if own else 0,
+        chunk_blocks=own.rows.record.chunk_rows if own else 0,
         n_base=own.base_rows.n_rows if own and own.base_rows else 0,
-        base_chunk=own.base_rows.shape.chunk_rows if own and own.base_rows else 0,
+        base_chunk=own.base_rows.record.chunk_rows if own and own.base_rows else 0,
+        checksums="".join(rows.record.checksums for rows in own.arrays()) if own else "",
         tail=table.tail,
         dropped=mirror.dropped,
         meta=dict(mirror.meta),

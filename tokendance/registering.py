@@ -55,11 +55,12 @@ def with_mirror(
             f"{agent_id!r} is the master; use register_master() for new content, or rebase() to another master first"
         )
     check_fit(blocks, master.rows.n_rows, master.block_type, ragged=rule.ragged)
+    before = cohort.mirrors.get(agent_id)
     if base is None:
-        (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta], [cohort.mirrors.get(agent_id)])
+        (mirror,) = mirrors_of(master, [blocks], place, rule.threshold, [meta], [before])
     else:
         where = check_base(base, len(blocks.rows), master.rows.n_rows)
-        mirror = based_mirror(master, blocks.rows, place, rule.threshold, meta, where)
+        mirror = based_mirror(master, blocks.rows, place, rule.threshold, meta, where, before)
     return replace(cohort, mirrors={**cohort.mirrors, agent_id: mirror})
 
 

@@ -13,7 +13,7 @@ from tokendance.store.layout import MANIFESTS
 from tokendance.store.lock import WriterLock
 from tokendance.store.place import Place
 from tokendance.validate import check_blocks
-from tokendance.verifying import Audit, Progress, Verification
+from tokendance.verifying import Audit, Finding, Progress, Verification
 
 __all__ = ["repair_store", "verify_store"]
 
@@ -52,17 +52,44 @@ def verify_store(
         Repair was asked for, and another process is writing.
     """
     where = os.fsdecode(path)
+    gone = audit.missing_groups(where)
+    lost = tuple(
+        Finding("folder", group, f"the folder {group} is missing, and all that was in it", 0) for group in gone
+    )
+    if gone and not repair:  # what is left is looked at when there is a folder to look into
+        return Verification(lost, (), 0)
+    if gone:
+        _make_groups(where, gone)
     folders = Folders(where)
     try:
         if not repair:
             return Audit(folders, progress).run()
         lock = WriterLock(folders.fd(MANIFESTS), where)
         try:
-            return repair_store(folders, lock, progress)
+            found = repair_store(folders, lock, progress)
         finally:
             lock.release()
     finally:
         folders.close()
+    return found._replace(findings=lost + found.findings)
+
+
+def _make_groups(where: str, gone: list[str]) -> None:
+    root = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        manifests = files.open_folder(MANIFESTS, root)
+        try:
+            lock = WriterLock(manifests, where)
+        finally:
+            os.close(manifests)
+        try:
+            for group in gone:
+                files.make_folder(group, root)
+            files.sync(root)
+        finally:
+            lock.release()
+    finally:
+        os.close(root)
 
 
 def repair_store(folders: Folders, lock: WriterLock, progress: Progress | None = None) -> Verification:
@@ -75,10 +102,11 @@ def repair_store(folders: Folders, lock: WriterLock, progress: Progress | None =
         raise StoreCorruptError(
             f"{folders.path}: no manifest can be read, nothing says what the files are; restore a copy"
         )
-    repairs = [f"wrote {folder or 'the root group'}'s metadata anew" for folder in look.documents]
+    repairs: list[str] = []
     for folder, content in look.documents.items():
         group, _, inside = folder.partition("/")
-        audit.rewrite_document(inside, folders.fd(group), content)
+        if audit.rewrite_document(inside, folders.fd(group), content):
+            repairs.append(f"wrote {folder or 'the root group'}'s metadata anew")
     repairs += _put_manifests_aside(folders, look)
     repairs += _keep_what_is_whole(folders, lock, look)
     return found._replace(repairs=tuple(repairs))

@@ -9,15 +9,29 @@ from numpy.typing import NDArray
 
 from tokendance.cohort import Cohort
 from tokendance.dtypes import dtype_named
-from tokendance.store.mapping import aligned_empty
+from tokendance.kernels.loading import loading
+from tokendance.store.fresh import aligned_empty
 from tokendance.store.page_table import map_agent
 from tokendance.store.place import Own
 from tokendance.validate import check_out, check_selection
 
-__all__ = ["copy_blocks", "copy_round", "map_blocks", "reconstructed", "reconstructed_round"]
+__all__ = [
+    "copy_blocks",
+    "copy_round",
+    "kernels_pay",
+    "map_blocks",
+    "reconstructed",
+    "reconstructed_round",
+    "source_views",
+]
 
 # Importing numba and starting its threads takes 0.7 s, in which numpy alone copies some 4 GiB.
 _KERNEL_FROM_BYTES = 4 << 30
+
+
+def kernels_pay(n_bytes: int) -> bool:
+    """Say whether copying this much is work for the kernels, or for numpy alone."""
+    return "numba" in sys.modules or n_bytes >= _KERNEL_FROM_BYTES
 
 
 def copy_blocks(
@@ -43,9 +57,10 @@ def copy_blocks(
         out = _fresh(cohort, len(sources))
     if len(sources) == 0:
         return out
-    master_view, own_view = _views(cohort, sources, own)
-    if "numba" in sys.modules or out.nbytes >= _KERNEL_FROM_BYTES:
-        from tokendance.kernels.restore import restore_blocks
+    master_view, own_view = source_views(cohort, sources, own)
+    if kernels_pay(out.nbytes):
+        with loading:
+            from tokendance.kernels.restore import restore_blocks
 
         restore_blocks(master_view, own_view, sources, out)
     else:
@@ -55,12 +70,13 @@ def copy_blocks(
 
 def copy_round(cohort: Cohort, agent_ids: Sequence[str]) -> list[NDArray[np.uint8]]:
     """Copy the caches of many agents, reading the master from memory once."""
-    from tokendance.kernels.restore import restore_round
+    with loading:
+        from tokendance.kernels.restore import restore_round
 
     found = [cohort.sources(agent_id) for agent_id in agent_ids]
     outs = [_fresh(cohort, len(sources)) for sources, _ in found]
-    own_views = [_views(cohort, sources, own)[1] for sources, own in found]
-    master_view = cohort.needs_master().rows.view(np.empty(0, np.int64))
+    master_views, own_views = zip(*(source_views(cohort, *one) for one in found), strict=True) if found else ((), ())
+    master_view = max(master_views, key=len, default=np.empty((0, 0), np.uint8))
     if master_view.size:
         restore_round(master_view, own_views, [sources for sources, _ in found], outs)
     else:
@@ -74,10 +90,19 @@ def _fresh(cohort: Cohort, n_blocks: int) -> NDArray[np.uint8]:
     return aligned_empty(n_blocks * row_bytes).reshape(n_blocks, row_bytes)
 
 
-def _views(cohort: Cohort, sources: NDArray[np.int64], own: Own | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return the master's blocks and an agent's own, those that `sources` names checked."""
+def source_views(
+    cohort: Cohort, sources: NDArray[np.int64], own: Own | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the master's blocks and an agent's own, those that `sources` names checked.
+
+    Returns
+    -------
+    master, own : numpy.ndarray
+        ``(n, block_bytes)`` uint8, read-only; what `sources` does not name may hold anything.
+    """
     ours = sources < 0
-    master_view = cohort.needs_master().rows.view(sources[~ours])
+    rows = cohort.needs_master().rows
+    master_view = np.empty((0, rows.row_bytes), np.uint8) if ours.all() else rows.view(sources[~ours])
     if own is None:
         return master_view, master_view[:0]
     return master_view, own.rows.view(~sources[ours])

@@ -73,6 +73,11 @@ class SparseKVDiff:
         """Share of blocks that the master stands for, 0 for an empty cache."""
         return 1.0 - self.n_diff_blocks / self.total_blocks if self.total_blocks else 0.0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what it is worth, without the storage that it comes from."""
+        values = (self.block_indices, self.diff_values, self.total_blocks, self.threshold, self.max_dropped_norm)
+        return type(self), values
+
     def __repr__(self) -> str:
         return (
             f"SparseKVDiff(n_diff_blocks={self.n_diff_blocks}, total_blocks={self.total_blocks}, "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tokendance import validate
 from tokendance.cohort import Cohort, Rule
+from tokendance.kernels.loading import loading
 from tokendance.reading import ReadableStorage
 from tokendance.store.place import Place
 
@@ -54,7 +55,8 @@ class TokenDanceStorage(ReadableStorage):
     """
 
     def __init__(self, diff_threshold: float = 1e-4, ragged: bool = False) -> None:
-        from tokendance.store.memory import MemoryPlace
+        with loading:
+            from tokendance.store.memory import MemoryPlace
 
         self._set_up(Rule(validate.check_threshold(diff_threshold), bool(ragged)))
         self._place: Place = MemoryPlace()
@@ -85,13 +87,10 @@ class TokenDanceStorage(ReadableStorage):
         ShapeMismatchError
             It has less than two dimensions, or does not fit the mirrors that stay.
         """
-        from tokendance.registering import with_master
+        with loading:
+            from tokendance.registering import with_master
 
-        key, blocks, said = (
-            validate.check_agent_id(agent_id),
-            validate.check_blocks(kv_blocks),
-            validate.check_meta(meta),
-        )
+        key, blocks, said = validate.check_registration(agent_id, kv_blocks, meta)
         self._change(lambda cohort, place: with_master(cohort, place, self._rule, key, blocks, said))
 
     def register_mirror(
@@ -124,15 +123,12 @@ class TokenDanceStorage(ReadableStorage):
         ValueError
             The id is the master's.
         """
-        from tokendance.mirroring import diff_of
-        from tokendance.registering import with_mirror
+        with loading:
+            from tokendance.mirroring import diff_of
+            from tokendance.registering import with_mirror
 
         self._cohort.needs_master("register_master() must be called before register_mirror()")
-        key, blocks, said = (
-            validate.check_agent_id(agent_id),
-            validate.check_blocks(kv_blocks),
-            validate.check_meta(meta),
-        )
+        key, blocks, said = validate.check_registration(agent_id, kv_blocks, meta)
         after = self._change(lambda cohort, place: with_mirror(cohort, place, self._rule, key, blocks, said, base))
         return diff_of(after, after.mirrors[key], self.diff_threshold)
 
@@ -162,15 +158,14 @@ class TokenDanceStorage(ReadableStorage):
         dict
             The difference of each agent of the round that is a mirror.
         """
-        from tokendance.mirroring import diff_of
-        from tokendance.registering import with_round
+        with loading:
+            from tokendance.mirroring import diff_of
+            from tokendance.registering import with_round
 
         blocks = {
             validate.check_agent_id(key): validate.check_blocks(cache, name=f"cache of {key!r}")
-            for key, cache in caches.items()
+            for key, cache in validate.check_caches(caches).items()
         }
-        if not blocks:
-            raise ValueError("caches must hold at least one agent, got none")
         said = {key: validate.check_meta(one) for key, one in (meta or {}).items()}
         if unknown := set(said) - set(blocks):
             raise ValueError(f"meta names {min(unknown)!r}, which is not among the caches")
@@ -183,7 +178,8 @@ class TokenDanceStorage(ReadableStorage):
         """Append blocks that everyone was handed to the master once, and to each listed agent at its own end.
 
         An unknown id becomes an agent equal to the extended master. An agent that is not listed keeps its length and
-        content. Costs the new blocks and the number of agents; nothing that was there is copied or compared.
+        content, but for the master, which gets the blocks in any case: it is where they are. Costs the new blocks and
+        the number of agents; nothing that was there is copied or compared.
 
         Parameters
         ----------
@@ -196,7 +192,8 @@ class TokenDanceStorage(ReadableStorage):
         dict
             How many blocks of its own the master (0) and each listed agent has.
         """
-        from tokendance.registering import with_shared_blocks
+        with loading:
+            from tokendance.registering import with_shared_blocks
 
         self._cohort.needs_master()
         if isinstance(agent_ids, str):
@@ -209,14 +206,16 @@ class TokenDanceStorage(ReadableStorage):
 
     def fork(self, src_id: str, new_id: str) -> None:
         """Give an agent a twin under a new id. No block is copied; each goes its own way from then on."""
-        from tokendance.registering import with_fork
+        with loading:
+            from tokendance.registering import with_fork
 
         key = validate.check_agent_id(new_id)
         self._change(lambda cohort, _place: with_fork(cohort, src_id, key))
 
     def remove(self, agent_id: str) -> None:
         """Take an agent away. If it is the master, the others elect another first and keep their content."""
-        from tokendance.registering import without
+        with loading:
+            from tokendance.registering import without
 
         self._change(lambda cohort, place: without(cohort, place, agent_id))
 
@@ -225,7 +224,8 @@ class TokenDanceStorage(ReadableStorage):
 
         Every agent still reconstructs to the same bytes. Costs one read of the new master, and of what differs.
         """
-        from tokendance.registering import with_rebase
+        with loading:
+            from tokendance.registering import with_rebase
 
         self._change(lambda cohort, place: with_rebase(cohort, place, master_id))
 

@@ -22,6 +22,7 @@ __all__ = [
     "check_identity",
     "check_meta",
     "check_out",
+    "check_registration",
     "check_selection",
     "check_tag",
     "check_threshold",
@@ -51,8 +52,18 @@ def _checked_name(name: object, what: str, fits: bool, more: str = "") -> str:
     if not isinstance(name, str):
         raise TypeError(f"{what} must be a string, got {type(name).__name__}")
     if not fits:
-        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} bytes in UTF-8{more}, got {name[:80]!r}")
+        n_bytes, shown = len(name.encode("utf-8", "replace")), name if len(name) <= 60 else f"{name[:60]}..."
+        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} bytes in UTF-8{more}, got {n_bytes}: {shown!r}")
     return name
+
+
+def check_caches(caches: object) -> Mapping[Any, Any]:
+    """Return a dict of agents and caches, of which there must be one at least."""
+    if not isinstance(caches, Mapping):
+        raise TypeError(f"caches must be a dict of agent and cache, got {type(caches).__name__}")
+    if not caches:
+        raise ValueError("there are no caches to register; expected at least one {agent: cache}")
+    return caches
 
 
 def check_blocks(kv_blocks: object, *, name: str = "kv_blocks") -> Blocks:
@@ -69,6 +80,8 @@ def check_blocks(kv_blocks: object, *, name: str = "kv_blocks") -> Blocks:
         raise TypeError(
             f"{name} must be a numpy array (n_blocks, ...), got {type(kv_blocks).__name__}; convert it first"
         )
+    if hasattr(kv_blocks, "mask"):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost; pass its filled() array")
     if kv_blocks.ndim < 2:
         came = kv_blocks.shape
         raise ShapeMismatchError(f"{name} must be at least 2D (n_blocks, ...); got shape {came}")
@@ -118,7 +131,8 @@ def check_base(base: object, n_blocks: int, n_master: int) -> NDArray[np.int64] 
     if isinstance(base, str) and base == "auto":
         return "auto"
     if not isinstance(base, np.ndarray) or base.ndim != 1 or base.dtype.kind not in "iu":
-        raise TypeError(f"base must be 'auto' or a 1-D array of master positions, got {base!r:.60}")
+        came = f"{base.ndim}-D {base.dtype}" if isinstance(base, np.ndarray) else f"{type(base).__name__} {base!r:.60}"
+        raise TypeError(f"base must be 'auto' or a 1-D array of master positions, got {came}")
     if len(base) != n_blocks:
         raise ShapeMismatchError(f"base must name a master block for each of the {n_blocks} blocks, got {len(base)}")
     if n_blocks and not -1 <= int(base.min()) <= int(base.max()) < n_master:
@@ -135,27 +149,32 @@ def check_threshold(threshold: object) -> float:
     return float(threshold)
 
 
-def check_meta(meta: object) -> dict[str, Any]:
+def check_meta(meta: object, *, name: str = "meta") -> dict[str, Any]:
     """Return a copy of a dict that JSON holds as it is; None is an empty one."""
     if meta is None:
         return {}
     if not isinstance(meta, Mapping):
-        raise TypeError(f"meta must be a dict, got {type(meta).__name__}")
+        raise TypeError(f"{name} must be a dict, got {type(meta).__name__}")
     try:
         text = json.dumps(dict(meta), allow_nan=False, ensure_ascii=False).encode("utf-8")
         copy: dict[str, Any] = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"meta must hold what JSON can: text, finite numbers, lists, dicts ({error})") from None
+        raise ValueError(f"{name} must hold what JSON can: text, finite numbers, lists, dicts ({error})") from None
     if copy != meta:
-        raise ValueError("meta would come back changed: JSON has only text as keys, and lists instead of tuples")
+        raise ValueError(f"{name} would come back changed: JSON has only text as keys, and lists instead of tuples")
     return copy
+
+
+def check_registration(agent_id: object, kv_blocks: object, meta: object) -> tuple[str, Blocks, dict[str, Any]]:
+    """Return what an agent is registered with: its id, its cache as rows of bytes and its meta."""
+    return check_agent_id(agent_id), check_blocks(kv_blocks), check_meta(meta)
 
 
 def check_identity(identity: object) -> dict[str, Any] | None:
     """Return a copy of an identity: a flat dict of text, numbers and truths."""
     if identity is None:
         return None
-    copy = check_meta(identity)
+    copy = check_meta(identity, name="identity")
     for key, value in copy.items():
         if isinstance(value, list | dict):
             raise ValueError(f"identity must be flat; {key!r} holds a {type(value).__name__}")

@@ -1,25 +1,32 @@
 """Looking at every byte of a store, and saying what is wrong with it."""
 
+import contextlib
 import json
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from tokendance.cohort import Cohort
-from tokendance.errors import StoreCorruptError
+from tokendance.errors import FormatVersionError, StoreCorruptError, UnknownGenerationError
 from tokendance.records import cohort_in
 from tokendance.store import audit, generations, layout
-from tokendance.store.arrays import DiskRows, metadata_of
+from tokendance.store.arrays import DiskRows
+from tokendance.store.chunks import ArrayRecord, metadata_of
 from tokendance.store.collect import objects_of
 from tokendance.store.folders import Folders
 from tokendance.store.layout import MANIFESTS, METADATA_NAME, MIRRORS
+from tokendance.store.leavings import leavings
 from tokendance.store.manifest import Manifest
 from tokendance.store.objects import DiskMaster, DiskOwn
 
 __all__ = ["Audit", "Finding", "Progress", "Verification"]
 
 Progress = Callable[[int, int], None]
+
+# A process may have 1024 files open. Older generations than so many are there because they are tagged.
+_PINNED = 256
 
 
 class Finding(NamedTuple):
@@ -94,18 +101,22 @@ class Audit:
         self.documents: dict[str, bytes] = {}
         self._progress = progress
         self._cohorts: dict[int, Cohort] = {}
-        self._damaged: dict[str, dict[int, str]] = {}
+        self._damaged: dict[tuple[str, ArrayRecord], dict[int, str]] = {}
 
     def run(self) -> Verification:
-        """Check everything and return what was found."""
-        self._read_manifests()
+        """Check everything and return what was found; a writer may commit and collect meanwhile."""
+        with contextlib.ExitStack() as pins:
+            self._read_manifests(pins)
+            return self._run()
+
+    def _run(self) -> Verification:
         checked_bytes = self._check_arrays()
         for number in sorted(self.manifests, reverse=True):
             for agent_id, problem in self.damaged_agents(self.cohort(number)).items():
                 self.findings.append(Finding("agent", agent_id, problem, number))
         self._check_documents()
         referenced = {one for manifest in self.manifests.values() for one in objects_of(manifest)}
-        left = [] if self.unreadable else audit.leavings(self.folders, referenced)
+        left = [] if self.unreadable else leavings(self.folders, referenced, self.manifests.values())
         return Verification(tuple(self.findings), tuple(left), checked_bytes)
 
     def cohort(self, number: int) -> Cohort:
@@ -123,39 +134,59 @@ class Audit:
                 found[agent_id] = problem
         return found
 
-    def _read_manifests(self) -> None:
-        for number in generations.numbers(self.folders):
+    def _read_manifests(self, pins: contextlib.ExitStack) -> None:
+        # All are pinned for the time of the look: what a writer collects meanwhile would be found missing.
+        there = generations.numbers(self.folders)
+        for number in reversed(there):
             try:
-                self.manifests[number] = generations.look_at(self.folders, number)
-            except StoreCorruptError as error:
+                self.manifests[number], fd = generations.open_generation(self.folders, number)
+            except UnknownGenerationError:  # collected before it could be pinned
+                continue
+            except (StoreCorruptError, FormatVersionError) as error:
+                if isinstance(error, FormatVersionError) and not audit.is_of_this_format(self.folders, number):
+                    raise
                 self.unreadable.append(number)
                 self.findings.append(Finding("manifest", f"{MANIFESTS}/{number}", str(error), number))
-        if not self.manifests and not self.unreadable:
+            else:
+                if len(self.manifests) > _PINNED:
+                    os.close(fd)
+                else:
+                    pins.callback(os.close, fd)
+        if there and not self.manifests and not self.unreadable:
+            self._read_manifests(pins)  # all were collected, so there are newer ones
+        elif not there:
             self.findings.append(Finding("manifest", MANIFESTS, "there is no manifest", 0))
 
-    def _arrays(self) -> dict[str, tuple[DiskRows, int]]:
-        # Of an array that grew from one generation to the next, the longest is checked: its chunks are all there is.
-        found: dict[str, tuple[DiskRows, int]] = {}
+    def _arrays(self) -> dict[str, list[tuple[DiskRows, int]]]:
+        # An array that grew has another length, and so another last checksum, in each generation: the longest is first.
+        found: dict[tuple[str, ArrayRecord], tuple[DiskRows, int]] = {}
         for number in sorted(self.manifests, reverse=True):
             for rows in _arrays_of(self.cohort(number)):
-                known = found.get(rows.path)
-                if known is None or known[0].n_rows < rows.n_rows:
-                    found[rows.path] = (rows, number)
-        return found
+                found.setdefault((rows.path, rows.record), (rows, number))
+        claims: dict[str, list[tuple[DiskRows, int]]] = {}
+        for rows, number in sorted(found.values(), key=lambda one: -one[0].n_rows):
+            claims.setdefault(rows.path, []).append((rows, number))
+        return claims
 
     def _check_arrays(self) -> int:
         arrays = self._arrays()
-        total = sum(rows.shape.n_chunks * rows.shape.file_bytes for rows, _ in arrays.values())
+        total = sum(_file_bytes(claims[0][0]) for claims in arrays.values())
         done = 0
-        for path, (rows, number) in arrays.items():
-            self._damaged[path] = audit.damaged_chunks(rows)
-            for chunk, problem in self._damaged[path].items():
-                where = f"{path}/{layout.chunk_key(chunk, rows.shape.ndim)}"
-                self.findings.append(Finding("chunk", where, problem, number))
-            metadata = audit.damaged_metadata(rows)
+        for path, claims in arrays.items():
+            known: dict[audit.Claim, str] = {}
+            problems: dict[int, tuple[str, int]] = {}
+            for rows, number in claims:
+                damaged = self._damaged[path, rows.record] = audit.damaged_chunks(rows, known)
+                for chunk, problem in damaged.items():
+                    problems.setdefault(chunk, (problem, number))
+            longest, number = claims[0]
+            for chunk, (problem, met) in problems.items():
+                where = f"{path}/{layout.chunk_key(chunk, longest.record.ndim)}"
+                self.findings.append(Finding("chunk", where, problem, met))
+            metadata = audit.damaged_metadata(longest)
             if metadata is not None:
-                self._bad_document(path, metadata, metadata_of(rows.shape, rows.block_type), number)
-            done += rows.shape.n_chunks * rows.shape.file_bytes
+                self._bad_document(path, metadata, metadata_of(longest.record, longest.block_type), number)
+            done += _file_bytes(longest)
             if self._progress is not None:
                 self._progress(done, total)
         return total
@@ -164,7 +195,7 @@ class Audit:
         own = cohort.mirrors[agent_id].table.own if agent_id in cohort.mirrors else None
         if isinstance(own, DiskOwn):
             for rows in own.arrays():
-                for problem in self._damaged[rows.path].values():
+                for problem in self._damaged[rows.path, rows.record].values():
                     return problem
         try:
             sources, _ = cohort.sources(agent_id)
@@ -172,8 +203,8 @@ class Audit:
             return str(error)
         master = cohort.needs_master().rows
         assert isinstance(master, DiskMaster)
-        used = set(np.unique(sources[sources >= 0] // master.shape.chunk_rows).tolist())
-        damaged = self._damaged[master.path]
+        used = set(np.unique(sources[sources >= 0] // master.record.chunk_rows).tolist())
+        damaged = self._damaged[master.path, master.record]
         return next((problem for chunk, problem in damaged.items() if chunk in used), None)
 
     def _check_documents(self) -> None:
@@ -196,6 +227,10 @@ class Audit:
         where = f"{folder}/{METADATA_NAME}" if folder else METADATA_NAME
         self.findings.append(Finding("metadata", where, problem, number))
         self.documents[folder] = content
+
+
+def _file_bytes(rows: DiskRows) -> int:
+    return rows.record.n_chunks * rows.record.file_bytes
 
 
 def _arrays_of(cohort: Cohort) -> list[DiskRows]:

@@ -99,7 +99,7 @@ def sequences(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(sequences())
 def test_any_table_order_and_size_is_as_token_by_token(case: dict[str, Any]) -> None:
     kv, page, block = case["kv"], case["page"], case["block"]

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from transformers import DynamicCache  # noqa: E402
 
 import tokendance as td  # noqa: E402
-from tokendance.adapters import transformers as adapter  # noqa: E402
+from tokendance.adapters import laid_out_agents, layer_restore  # noqa: E402
 from tokendance.adapters.transformers import cache_to_blocks, load_cache, register_caches  # noqa: E402
 from tokendance.errors import FormatVersionError, ShapeMismatchError, StoreCorruptError, UnknownAgentError  # noqa: E402
 
@@ -93,8 +93,14 @@ def test_an_agent_that_joins_later_is_padded_to_those_that_are_there(make_storag
     assert_same(load_cache(storage, "planner"), some_cache(90))
 
 
+def by_slabs_of(n_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore as where numba is not loaded, and little at a time."""
+    monkeypatch.setattr(layer_restore, "kernels_pay", lambda _n_bytes: False)
+    monkeypatch.setattr(laid_out_agents, "_SLAB_BYTES", n_bytes)
+
+
 def test_a_slab_smaller_than_the_cache_gives_the_same(make_storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_SLAB_BYTES", 5000)
+    by_slabs_of(5000, monkeypatch)
     storage = make_storage(True)
     register_caches(storage, {"planner": some_cache(333), "critic": some_cache(170)})
     assert_same(load_cache(storage, "planner"), some_cache(333))
@@ -144,7 +150,7 @@ def test_a_cache_that_is_refused_is_named() -> None:
 def test_agents_without_a_layout_are_not_caches(make_storage: Any) -> None:
     storage = make_storage(False)
     storage.register_master("plain", np.zeros((4, 2, 16, 8), np.float32))
-    with pytest.raises(ValueError, match="agent 'plain' was not registered by register_caches"):
+    with pytest.raises(ValueError, match="agent 'plain' was registered without a layout"):
         load_cache(storage, "plain")
     with pytest.raises(UnknownAgentError, match="nobody"):
         load_cache(storage, "nobody")
@@ -187,8 +193,10 @@ def test_a_layout_that_cannot_be_right_is_refused_by_agent() -> None:
         load_cache(storage, "odd")
 
 
-def test_a_cache_loaded_while_others_register_is_all_of_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "_SLAB_BYTES", 1)
+@pytest.mark.parametrize("way", ["by slabs", "in one pass"])
+def test_a_cache_loaded_while_others_register_is_all_of_one_round(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "by slabs":
+        by_slabs_of(1, monkeypatch)
     storage = td.TokenDanceStorage(diff_threshold=0.0)
     rounds = [DynamicCache([[torch.full((1, 2, 640, 8), float(n))] * 2] * 2) for n in range(2)]
     register_caches(storage, {"planner": rounds[0], "critic": rounds[0]})

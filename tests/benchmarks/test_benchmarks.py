@@ -1,38 +1,25 @@
 """The machinery behind `python -m benchmarks`, on sizes so small that nothing it finds means anything."""
 
-import importlib.util
 import json
 import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks_beside import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-if not (ROOT / "benchmarks").is_dir():
-    pytest.skip("the benchmarks are not beside the tests", allow_module_level=True)
-if "benchmarks" not in sys.modules:
-    # Not by way of sys.path: the checkout on the path would hide an installed wheel.
-    spec = importlib.util.spec_from_file_location(
-        "benchmarks", ROOT / "benchmarks" / "__init__.py", submodule_search_locations=[str(ROOT / "benchmarks")]
-    )
-    assert spec is not None and spec.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["benchmarks"])
-
-from benchmarks import first_calls, peers, running, scale  # noqa: E402 - the package is loaded above
-from benchmarks.bare import numpy_mirror, read_both  # noqa: E402
-from benchmarks.machine import describe  # noqa: E402
-from benchmarks.on_disk import allocated  # noqa: E402
-from benchmarks.plot import plot  # noqa: E402
-from benchmarks.report import SECTIONS, Results, as_json, as_text, inserted, table  # noqa: E402
-from benchmarks.rows import Floor, Row, from_bytes, from_pairs, from_seconds, skipped  # noqa: E402
-from benchmarks.sizes import ModelShape, Sizes  # noqa: E402
-from benchmarks.timing import Pairs, Trial, in_turn, quartiles, timed  # noqa: E402
-from benchmarks.workplace import changed, workplace  # noqa: E402
+from benchmarks import first_calls, peers, running, scale
+from benchmarks.bare import numpy_mirror, read_both
+from benchmarks.machine import describe
+from benchmarks.on_disk import allocated
+from benchmarks.plot import plot
+from benchmarks.report import SECTIONS, Results, as_json, as_text, inserted, table
+from benchmarks.rows import Floor, Row, from_bytes, from_pairs, from_seconds, skipped
+from benchmarks.sizes import ModelShape, Sizes
+from benchmarks.timing import Pairs, Trial, in_turn, quartiles, timed
+from benchmarks.workplace import changed, workplace
 
 TINY = Sizes(
     cache_bytes=128 << 10,

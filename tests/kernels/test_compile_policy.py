@@ -353,6 +353,8 @@ if __name__ == "__main__":
     assert run(program, tmp_path, warm) == ["True"] * 5
 
 
+# Slow, and so run once in CI: about one child in a hundred has been seen to hang in LLVM's linker.
+@pytest.mark.slow
 def test_a_child_forked_while_another_thread_compiles_computes(tmp_path):
     program = """
 import probe, threading, time
@@ -366,4 +368,6 @@ for thread in threads:
 for thread in threads: thread.join()
 print(*ends, probe.work())
 """
-    assert run(program, tmp_path, tmp_path / "cache") == ["0"] * 4 + ["True"]
+    # Under tbb numba prints that such a fork may break its threads in the child, which does without them.
+    printed = run(program, tmp_path, tmp_path / "cache", NUMBA_THREADING_LAYER="omp")
+    assert printed == ["0"] * 4 + ["True"]

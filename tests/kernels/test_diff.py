@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokendance.kernels import compile_policy, diff
 
 JIT = not numba.config.DISABLE_JIT
-BLOCKS = settings(deadline=None, max_examples=60 if JIT else 15)
+BLOCKS = settings(max_examples=60 if JIT else 15)
 MANY = min(2, numba.config.NUMBA_NUM_THREADS)
 
 # What goes wrong first: signs of zero, subnormals, squares that leave the range, what is no number, odd NaN payloads.
@@ -92,7 +92,7 @@ def test_norms_are_those_of_the_naive_twin_whatever_the_numbers(dtype_name, data
 
 
 @pytest.mark.parametrize("dtype_name", naive.DTYPES)
-@settings(deadline=None, max_examples=25 if JIT else 5)
+@settings(max_examples=25 if JIT else 5)
 @given(st.data())
 def test_norms_have_the_same_bits_serial_and_parallel_on_one_thread_and_two(dtype_name, data):
     left, right = data.draw(pairs(dtype_name, most_blocks=9))
@@ -102,7 +102,7 @@ def test_norms_have_the_same_bits_serial_and_parallel_on_one_thread_and_two(dtyp
     expect_same_norms(found, naive.block_norms(left, right, dtype_name))
 
 
-@settings(deadline=None, max_examples=40 if JIT else 10)
+@settings(max_examples=40 if JIT else 10)
 @given(pairs("uint8"))
 def test_differing_bits_are_those_of_the_naive_twin_serial_and_parallel(pair):
     left, right = pair
@@ -114,7 +114,7 @@ def test_differing_bits_are_those_of_the_naive_twin_serial_and_parallel(pair):
 
 
 @pytest.mark.parametrize("dtype_name", naive.DTYPES)
-@settings(deadline=None, max_examples=20 if JIT else 6)
+@settings(max_examples=20 if JIT else 6)
 @given(st.data(), st.sampled_from(naive.HANDED_IN), st.sampled_from(naive.HANDED_IN))
 def test_it_does_not_matter_how_the_bytes_are_handed_in(dtype_name, data, left_as, right_as):
     left, right = data.draw(pairs(dtype_name))
@@ -129,7 +129,7 @@ def test_it_does_not_matter_how_the_bytes_are_handed_in(dtype_name, data, left_a
 
 
 @pytest.mark.parametrize("dtype_name", naive.DTYPES)
-@settings(deadline=None, max_examples=25 if JIT else 5)
+@settings(max_examples=25 if JIT else 5)
 @given(st.data(), st.integers(1, 2000), st.integers(1, MANY if JIT else 1))
 def test_a_round_is_measured_as_each_cache_alone_whatever_the_tiles_and_threads(dtype_name, data, tile_bytes, threads):
     master, first = data.draw(pairs(dtype_name, most_blocks=9))

@@ -47,7 +47,7 @@ def run_as_every_twin(function, arguments, values, n_bytes):
     assert results[0] == results[1] == results[2]
 
 
-@settings(deadline=None, max_examples=100 if JIT else 40)
+@settings(max_examples=100 if JIT else 40)
 @given(tables())
 def test_blocks_are_those_of_the_naive_twin_serial_and_parallel(table):
     with pytest.MonkeyPatch.context() as patch:
@@ -56,7 +56,7 @@ def test_blocks_are_those_of_the_naive_twin_serial_and_parallel(table):
     np.testing.assert_array_equal(found, restored(naive.restore_blocks, *table))
 
 
-@settings(deadline=None, max_examples=100 if JIT else 40)
+@settings(max_examples=100 if JIT else 40)
 @given(tables(), *[st.sampled_from(naive.HANDED_IN)] * 2, st.booleans(), st.booleans())
 def test_it_does_not_matter_how_the_bytes_are_handed_in(table, master_as, own_as, unaligned_out, read_only_sources):
     master, own, sources = table
@@ -74,7 +74,7 @@ def test_it_does_not_matter_how_the_bytes_are_handed_in(table, master_as, own_as
     np.testing.assert_array_equal(out, restored(naive.restore_blocks, master, own, sources))
 
 
-@settings(deadline=None, max_examples=60 if JIT else 20)
+@settings(max_examples=60 if JIT else 20)
 @given(tables(most_blocks=20), st.lists(st.integers(0, 20), max_size=4), st.integers(1, 300), st.integers(1, MANY))
 def test_a_round_is_restored_as_each_agent_alone_whatever_the_tiles_and_threads(table, lengths, tile_bytes, threads):
     master, own, sources = table
@@ -88,6 +88,23 @@ def test_a_round_is_restored_as_each_agent_alone_whatever_the_tiles_and_threads(
         numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     naive.restore_round(master, owns, orders, expected)
     assert [out.tobytes() for out in outs] == [out.tobytes() for out in expected]
+
+
+@settings(max_examples=100 if JIT else 30)
+@given(tables(), st.integers(1, 5), st.integers(0, 40), st.booleans())
+def test_a_layer_is_its_blocks_cut_into_heads(table, heads, missing, unaligned):
+    master, own, sources = table
+    master, own = (np.ascontiguousarray(np.repeat(rows, heads, axis=1)) for rows in (master, own))
+    strip = master.shape[1] // heads
+    width = max(len(sources) * strip - min(missing, strip - 1), 0)
+    found, expected = (np.full((heads, width), 77, np.uint8) for _ in range(2))
+    if unaligned:
+        found = naive.handed_in(found, "unaligned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(restore, "run", run_as_every_twin)
+        restore.restore_layer(master, own, sources, found)
+    naive.restore_layer(master, own, sources, expected)
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("row_bytes", [7, 16])

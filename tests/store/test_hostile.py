@@ -2,22 +2,18 @@
 
 import json
 import os
-import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
-import hostile_child
 import numpy as np
 import pytest
-from damaged_stores import chunk_file, edit_manifest, make_store, newest_manifest, seal_chunk
+from damaged_stores import chunk_file, make_store, newest_manifest
+from hostile_stores import Harm, assert_refused, assert_right, check, tried
 
-CHILD = hostile_child.__file__
+import tokendance as td
+
 VALUES, INDICES, MASTER = "mirrors/1/values", "mirrors/1/indices", "masters/0"
-Harm = Callable[[Path, Path], object]
 
 
 @pytest.fixture
@@ -27,62 +23,6 @@ def outside(tmp_path) -> Path:
     folder.mkdir()
     folder.joinpath("secret").write_bytes(b"secret" * 1000)
     return folder
-
-
-Outcomes = list[list[str]]
-
-
-def tried(stores: dict[Path, dict[str, np.ndarray]], *, change: bool) -> dict[Path, Outcomes]:
-    """Let a child process with little memory and time read stores, and change them; return what it says of each."""
-    asked = [
-        {
-            "path": str(path),
-            "expected": {agent: sha256(cache.tobytes()).hexdigest() for agent, cache in caches.items()},
-            "change": change,
-        }
-        for path, caches in stores.items()
-    ]
-    command = [sys.executable, CHILD]
-    child = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=120)
-    found = [json.loads(line) for line in child.stdout.splitlines()]
-    assert child.returncode == 0, f"the child ended with {child.returncode} after {found[-1:]}: {child.stderr[-800:]}"
-    return {path: [one[1:] for one in found if one[0] == str(path)] for path in stores}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-
-
-def check(tmp_path: Path, outside: Path, harms: dict[str, Harm], *, change: bool = False) -> dict[str, Outcomes]:
-    """Harm a store in several ways and check what comes of using each; return the outcomes."""
-    made = tmp_path / "made.td"
-    caches = make_store(made)
-    paths = {name: tmp_path / f"{number}.td" for number, name in enumerate(harms)}
-    for name, harm in harms.items():
-        shutil.copytree(made, paths[name])
-        outside.joinpath(paths[name].stem).mkdir()
-        harm(paths[name], outside / paths[name].stem)
-    before = contents(outside)
-    found = tried(dict.fromkeys(paths.values(), caches), change=change)
-    assert contents(outside) == before, "something outside the store was changed"
-    for name, path in paths.items():
-        for what, outcome, text in found[path]:
-            fine = ("right", "StoreCorruptError", *(["wrong"] if what == "verify" else []))
-            assert outcome in fine, (name, what, outcome, text)
-            assert text.isprintable() and len(text) < 500, (name, what, text)
-    return {name: found[path] for name, path in paths.items()}
-
-
-def assert_refused(found: dict[str, Outcomes]) -> None:
-    """Each store is refused somewhere, and `verify` has something to say of it."""
-    for name, outcomes in found.items():
-        assert any(outcome == "StoreCorruptError" for _, outcome, _ in outcomes), name
-        assert all(outcome != "right" for what, outcome, _ in outcomes if what == "verify"), name
-
-
-def assert_right(found: dict[str, Outcomes]) -> None:
-    for name, outcomes in found.items():
-        assert all(outcome == "right" for _, outcome, _ in outcomes), (name, outcomes)
 
 
 def replaced(which: str, make: Callable[[Path, Path], object]) -> Harm:
@@ -192,99 +132,22 @@ def swapped(one: str, other: str) -> Harm:
     return harm
 
 
-POSITIONS = {
-    "unsorted": [5, 2],
-    "negative": [-1, 2],
-    "the last negative": [5, -3],
-    "wrapping round": [5, -(1 << 63) + 1],
-    "past the end": [2, 12],
-    "far past the end": [2, (1 << 63) - 1],
-    "twice": [2, 2],
-}
-
-
-@pytest.mark.parametrize("positions", POSITIONS.values(), ids=POSITIONS)
-def test_positions_outside_an_agent_are_refused(positions: list[int], tmp_path, outside) -> None:
-    def harm(path: Path, _outside: Path) -> None:
-        seal_chunk(chunk_file(path, INDICES), np.array(positions, np.int64).tobytes())
-
-    assert_refused(check(tmp_path, outside, {"": harm}))
-
-
-BASES = {
-    "past the master": [12, *range(1, 12)],
-    "far past the master": [0, (1 << 63) - 1, *range(2, 12)],
-    "no block": [-1, *range(1, 12)],
-    "negative": [0, -2, *range(2, 12)],
-    "very negative": [0, -(1 << 63), *range(2, 12)],
-}
-
-
-@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
-def test_base_maps_that_leave_the_master_are_refused(base: list[int], tmp_path, outside) -> None:
-    def harm(path: Path, _outside: Path) -> None:
-        folder = path / "mirrors/1/base"
-        shutil.copytree(path / INDICES, folder)
-        seal_chunk(chunk_file(path, "mirrors/1/base"), np.array(base, np.int64).tobytes())
-        edit_manifest(path, lambda content: content["mirrors"][0].update(n_base=12, base_chunk=12))
-
-    assert_refused(check(tmp_path, outside, {"": harm}))
-
-
-def claims(**fields: object) -> Harm:
-    """Say something else in the manifest: `master__x` of the master, `mirror__x` of the first mirror."""
-
-    def edit(content: dict) -> None:
-        for name, value in fields.items():
-            record, _, key = name.rpartition("__")
-            {"master": content["master"], "mirror": content["mirrors"][0], "": content}[record][key] = value
-
-    return lambda path, outside: edit_manifest(path, edit)
-
-
-HUGE = {
-    "a long master": claims(master__n_blocks=10**9),
-    "a long master in small chunks": claims(master__n_blocks=10**9, master__chunk_blocks=1),
-    "an endless master": claims(master__n_blocks=1 << 50, master__chunk_blocks=1 << 50),
-    "a long mirror": claims(mirror__n_blocks=10**9),
-    "an endless mirror": claims(mirror__n_blocks=1 << 60),
-    "a long mirror with a tail": claims(mirror__n_blocks=10**9, mirror__tail=[[12, -12]]),
-    "many own blocks": claims(mirror__n_blocks=10**9, mirror__n_own=10**9),
-    "many own blocks in small chunks": claims(
-        mirror__n_blocks=10**9, mirror__n_own=10**9, mirror__index_chunk=1, mirror__chunk_blocks=1
-    ),
-    "a long base map": claims(mirror__n_blocks=10**9, mirror__n_base=10**9, mirror__base_chunk=10**9),
-    "large blocks": claims(block_shape=[1 << 20, 1 << 18]),
-    "another dtype": claims(dtype="float64"),
-    "large chunks": claims(master__chunk_blocks=1 << 40),
-    "an object that is not there": claims(mirror__object=99, next_object=100),
-    "another block shape": claims(block_shape=[4, 65]),
-}
-
-
-def test_a_sparse_file_of_the_claimed_size_fills_no_memory(tmp_path, outside) -> None:
-    def harm(path: Path, _outside: Path) -> None:
-        os.truncate(chunk_file(path, MASTER), (1 << 40) + 4)
-        edit_manifest(path, lambda content: content["master"].update(n_blocks=1 << 30, chunk_blocks=1 << 30))
-        edit_manifest(path, lambda content: content.update(mirrors=[]))
-
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("mirrors/1/values", "mirrors/2/values"),
+        ("mirrors/1/indices", "mirrors/2/indices"),
+        ("mirrors/1", "mirrors/2"),
+        ("manifests/1", "manifests/2"),
+    ],
+)
+def test_files_that_changed_places_are_noticed(one: str, other: str, tmp_path, outside) -> None:
     path = tmp_path / "s.td"
     caches = make_store(path)
-    harm(path, outside)
-    found = tried({path: {"m": caches["m"]}}, change=False)[path]
-    assert {outcome for what, outcome, _ in found if what.startswith("m ")} <= {
-        "StoreCorruptError",
-        "MemoryError",
-        "_ArrayMemoryError",
-        "OSError",
-    }
-
-
-def make_store_of(path: Path, cache: np.ndarray) -> None:
-    import tokendance as td
-
-    with td.open(path, ragged=True) as store:
-        store.register_master("m", cache)
+    swapped(one, other)(path, outside)
+    found = {what: outcome for what, outcome, _ in tried({path: caches}, change=False)[path]}
+    assert "wrong" not in [outcome for what, outcome in found.items() if what.endswith("copied")], found
+    assert "StoreCorruptError" in found.values() and found.get("verify") != "right", found
 
 
 def test_a_manifest_larger_than_allowed_is_not_read(tmp_path, outside) -> None:
@@ -336,3 +199,70 @@ def test_names_that_a_writer_will_use_may_be_links_already(tmp_path, outside) ->
             path.joinpath(name).symlink_to(outside.parent / "secret")
 
     assert_right(check(tmp_path, outside, {"": harm}, change=True))
+
+
+DOCUMENTS = {
+    "a codec that expands": {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "zstd"}]},
+    "a codec that runs code": {"codecs": [{"name": "numcodecs.pickle"}]},
+    "shards": {"codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": [1, 4, 64], "codecs": []}}]},
+    "another byte order": {"codecs": [{"name": "bytes", "configuration": {"endian": "big"}}, {"name": "crc32c"}]},
+    "no checksums": {"codecs": [{"name": "bytes", "configuration": {"endian": "little"}}]},
+    "another dtype": {"data_type": "int32"},
+    "an object dtype": {"data_type": "variable_length_bytes"},
+    "another shape": {"shape": [12, 4, 65]},
+    "an endless shape": {"shape": [12, 1 << 60, 1 << 60]},
+    "no chunks": {"chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [0, 4, 64]}}},
+    "an attribute": {"attributes": {"dtype": "float64"}},
+    "an extension": {"must_understand": {"name": "x"}},
+    "a storage transformer": {"storage_transformers": [{"name": "x"}]},
+}
+
+
+def test_arrays_are_read_as_the_manifest_says_and_not_as_their_metadata(tmp_path, outside) -> None:
+    def harm(path: Path, change: dict) -> None:
+        for which in (MASTER, VALUES):
+            file = path / which / "zarr.json"
+            file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+
+    found = check(tmp_path, outside, {name: lambda p, _, c=c: harm(p, c) for name, c in DOCUMENTS.items()})
+    for name, outcomes in found.items():
+        assert all((outcome == "right") == (what != "verify") for what, outcome, _ in outcomes), (name, outcomes)
+
+
+def test_no_two_manifests_claim_one_generation(tmp_path, outside) -> None:
+    def harm(path: Path, name: str) -> None:
+        path.joinpath("manifests", name).write_bytes(newest_manifest(path).read_bytes())
+
+    assert_refused(check(tmp_path, outside, {n: lambda p, _, n=n: harm(p, n) for n in ("3", "7", "9" * 18)}))
+
+
+IDS = [
+    "../../outside/x",
+    "/etc/passwd",
+    "..",
+    ".",
+    "a\\b",
+    "nul\0",
+    "CON",
+    "con",
+    "é",
+    "e\u0301",
+    " ",
+    "\n",
+    "x" * 512,
+    "0",
+]
+
+
+def test_agents_of_any_name_are_kept_apart_and_name_no_file(tmp_path, outside) -> None:
+    caches = {agent: np.full((3, 4), number, np.float32) for number, agent in enumerate(IDS)}
+    with td.open(tmp_path / "s.td", diff_threshold=0) as store:
+        store.register_round(caches)
+    with td.open(tmp_path / "s.td", mode="r") as store:
+        for agent, cache in caches.items():
+            assert store.reconstruct(agent).tobytes() == cache.tobytes()
+    names = {part for file in tmp_path.joinpath("s.td").rglob("*") for part in file.relative_to(tmp_path).parts[1:]}
+    assert {name for name in names if not name.isdecimal() and not name.startswith("c.")} == {
+        *("manifests", "masters", "mirrors", "indices", "values", "zarr.json", "lock")
+    }
+    assert {file.name for file in outside.iterdir()} == {"secret"}

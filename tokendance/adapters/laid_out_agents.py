@@ -14,7 +14,7 @@ from tokendance.adapters.cache_layout import META_KEY, CacheLayout
 from tokendance.cohort import Cohort
 from tokendance.errors import ShapeMismatchError
 from tokendance.restoring import copy_blocks
-from tokendance.store.mapping import aligned_empty
+from tokendance.store.fresh import aligned_empty
 from tokendance.store.place import Own
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from tokendance.adapters.safetensors_header import (
 from tokendance.dtypes import dtype_named
 from tokendance.errors import StoreCorruptError
 from tokendance.store import files
-from tokendance.store.mapping import aligned_empty
+from tokendance.store.fresh import aligned_empty
 
 __all__ = ["TensorFile", "open_tensors", "write_tensors"]
 

@@ -9,25 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from tokendance.adapters.cache_layout import META_KEY, CacheLayout, layers_to_blocks, pour_blocks
 from tokendance.adapters.dynamic_cache import empty_cache, layer_bits, layout_of
+from tokendance.adapters.laid_out_agents import stored_layout
+from tokendance.adapters.layer_restore import restore_layers
+from tokendance.adapters.model_identity import identity_of
 from tokendance.errors import ShapeMismatchError
-from tokendance.restoring import copy_blocks
-from tokendance.store.mapping import aligned_empty
+from tokendance.validate import check_caches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import DynamicCache
 
     from tokendance import SparseKVDiff, TokenDanceStorage
-    from tokendance.cohort import Cohort
 
-__all__ = ["blocks_to_cache", "cache_to_blocks", "load_cache", "register_caches"]
-
-# A slab this large is still in the processor's cache when it is poured into the layers.
-_SLAB_BYTES: Final = 4 << 20
+__all__ = ["blocks_to_cache", "cache_to_blocks", "identity_of", "load_cache", "register_caches"]
 
 
 def cache_to_blocks(cache: DynamicCache, block_tokens: int = 16) -> tuple[NDArray[Any], CacheLayout]:
@@ -138,11 +136,10 @@ def register_caches(
 
     Examples
     --------
-    >>> with td.open("round.td") as storage:  # doctest: +SKIP
+    >>> with td.open("round.td", identity=identity_of(model)) as storage:  # doctest: +SKIP
     ...     register_caches(storage, {"planner": planner_cache, "critic": critic_cache})
     """
-    if not caches:
-        raise ValueError("there are no caches to register; expected at least one {agent: cache}")
+    check_caches(caches)
     layouts = {agent: _layout_for_agent(agent, cache, block_tokens) for agent, cache in caches.items()}
     staying = _layouts_in(storage, without=caches)
     _check_one_model(staying | layouts)
@@ -156,8 +153,8 @@ def register_caches(
 def load_cache(storage: TokenDanceStorage, agent: str) -> DynamicCache:
     """Bring an agent's cache back, bit for bit if the storage's threshold is 0, without any padding.
 
-    Blocks are read, and their checksums verified, a few MiB at a time on their way into the tensors, so the call
-    needs hardly more memory than the cache that it returns.
+    Blocks go straight into the tensors of each layer, their checksums verified, so the call needs hardly more memory
+    than the cache that it returns.
 
     Parameters
     ----------
@@ -190,40 +187,10 @@ def load_cache(storage: TokenDanceStorage, agent: str) -> DynamicCache:
     """
     # One state for everything that follows, whatever other threads register meanwhile.
     cohort = storage._cohort
-    layout = _stored_layout(cohort, agent)
+    layout = stored_layout(cohort, agent)
     cache = empty_cache(layout)
-    layers = layer_bits(cache)
-    sources, own = cohort.sources(agent)
-    row_bytes = cohort.needs_master().rows.row_bytes
-    per_token_block = 2 * layout.n_layers
-    step = min(layout.used_blocks // per_token_block, max(1, _SLAB_BYTES // (per_token_block * row_bytes)))
-    room = aligned_empty(step * per_token_block * row_bytes).reshape(-1, row_bytes)
-    for first in range(0, layout.used_blocks // per_token_block, step):
-        wanted = sources[first * per_token_block : min((first + step) * per_token_block, layout.used_blocks)]
-        slab = copy_blocks(cohort, wanted, own, room[: len(wanted)])
-        blocks = slab.reshape(-1).view(layout.numpy_dtype).reshape(-1, *layout.block_shape)
-        pour_blocks(blocks, layout, layers, first_token_block=first)
+    restore_layers(cohort, agent, layout, layer_bits(cache))
     return cache
-
-
-def _stored_layout(cohort: Cohort, agent: str) -> CacheLayout:
-    """Return an agent's layout, once it is sure that the agent's blocks are what it says."""
-    meta = cohort.meta(agent)
-    if META_KEY not in meta:
-        raise ValueError(
-            f"agent {agent!r} was not registered by register_caches, so its layers are not known: take its blocks "
-            "with storage.reconstruct(agent)"
-        )
-    layout = _registered_layout(agent, meta)
-    dtype_name, block_shape = cohort.needs_master().block_type
-    got = f"{cohort.n_blocks(agent)} blocks of {dtype_name} {tuple(block_shape)}"
-    said = f"{layout.n_blocks} blocks of {layout.dtype} {layout.block_shape}"
-    if got != said:
-        raise ShapeMismatchError(
-            f"agent {agent!r} has {got}, but was registered with {said}: register its cache again, or take its blocks "
-            "with storage.reconstruct(agent)"
-        )
-    return layout
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Arguments and options that several commands share, and what the shell is told when it asks for names."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,20 +24,25 @@ __all__ = [
 def agents_of(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the agents of the store that the command line names, for completion."""
     try:
-        with td.open(ctx.params["store"], mode="r") as storage:
+        with td.open(_store_in(ctx), mode="r") as storage:
             return [agent for agent in storage.agents if agent.startswith(incomplete)]
-    except (KeyError, TypeError, ValueError, OSError, td.TokenDanceError):
+    except (ValueError, OSError, td.TokenDanceError):
         return []
 
 
 def generations_of(ctx: typer.Context, incomplete: str) -> list[str]:
     """Return the tags and generations of the store that the command line names, for completion."""
     try:
-        with td.open(ctx.params["store"], mode="r") as storage:
+        with td.open(_store_in(ctx), mode="r") as storage:
             numbers = [str(generation.number) for generation in storage.history()]
             return [name for name in (*storage.tags, *numbers) if name.startswith(incomplete)]
-    except (KeyError, TypeError, ValueError, OSError, td.TokenDanceError):
+    except (ValueError, OSError, td.TokenDanceError):
         return []
+
+
+def _store_in(ctx: typer.Context) -> str | Path:
+    # Before an option that still lacks its value nothing is parsed; the store is then the first word.
+    return ctx.params.get("store") or next(iter(ctx.args), "")
 
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", show_default=False, help="The store's folder.")]
@@ -64,8 +70,8 @@ def identity_of(pairs: list[str] | None) -> dict[str, Any] | None:
 
     Examples
     --------
-    >>> identity_of(["model=qwen", "layers=28", "tied=true"])
-    {'model': 'qwen', 'layers': 28, 'tied': True}
+    >>> identity_of(["model=qwen", "layers=28", "tied=true", "scale=NaN"])
+    {'model': 'qwen', 'layers': 28, 'tied': True, 'scale': 'NaN'}
     """
     if not pairs:
         return None
@@ -85,4 +91,5 @@ def _scalar(text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         return text
-    return value if isinstance(value, bool | int | float) else text
+    # What is not finite is no JSON, and a word then.
+    return value if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)) else text

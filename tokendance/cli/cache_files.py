@@ -1,11 +1,13 @@
 """Caches in files: which files an argument names, and the array in each, mapped where that can be."""
 
+import math
+import os
 import stat
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +91,10 @@ def named_files(arguments: Sequence[str]) -> list[tuple[str, Path]]:
 def _files_of(argument: str) -> list[tuple[str, Path]]:
     whole = Path(argument)
     agent, equals, name = argument.partition("=")
-    if equals and not whole.exists():
+    if not argument:  # which a path would take for this folder
+        raise UsageError(f"expected AGENT=FILE, got {argument!r}")
+    # A Path raises for what is too long to be a file's name, which AGENT=FILE may be.
+    if equals and not os.path.exists(whole):  # noqa: PTH110
         path = Path(name)
         if not agent or not name:
             raise UsageError(f"expected AGENT=FILE, got {argument!r}")
@@ -150,19 +155,29 @@ def _look_at_npy(path: Path) -> _Look:
     with path.open("rb") as file:
         if file.read(6) != b"\x93NUMPY":
             raise ValueError("it does not begin like one")
+        file.seek(0)
+        shape, dtype = _numpy_header(file)
+        n_bytes, there = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+    if there < n_bytes:
+        raise ValueError(f"its header promises {n_bytes:,} bytes, and {there:,} are there; copy it again")
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     return array.shape, array.dtype, lambda: array
+
+
+def _numpy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    return shape, dtype
 
 
 def _look_at_npz(path: Path) -> _Look:
     with zipfile.ZipFile(path) as archive:
         name = _only(path, archive.namelist())
         with archive.open(name) as member:
-            version = np.lib.format.read_magic(member)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else _header_2
-            shape, _, dtype = read_header(member)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+            shape, dtype = _numpy_header(member)
 
     def read() -> NDArray[Any]:
         with about(path), np.load(path, allow_pickle=False) as arrays:
@@ -170,9 +185,6 @@ def _look_at_npz(path: Path) -> _Look:
             return array
 
     return shape, dtype, read
-
-
-_header_2 = np.lib.format.read_array_header_2_0
 
 
 def _look_at_safetensors(path: Path) -> _Look:
@@ -196,9 +208,8 @@ def _look_at_safetensors(path: Path) -> _Look:
 def _only(path: Path, names: list[str]) -> str:
     if len(names) != 1:
         some = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-        raise CommandError(
-            f"{path} holds {len(names)} arrays ({some}); a cache is one array: save each in its own file"
-        )
+        found = f"{len(names)} arrays ({some})" if names else "no array"
+        raise CommandError(f"{path} holds {found}; a cache is one array: save each in its own file")
     return names[0]
 
 
@@ -206,8 +217,7 @@ def _told(path: Path, dtype: np.dtype[Any], bits_are: str | None, read: _Read) -
     """Return the dtype that a file's elements are, and how to read them as that."""
     if bits_are is None:
         if name_of(dtype) is None:
-            hint = "; if it holds the bits of bfloat16, say --dtype bfloat16" if dtype.itemsize == 2 else ""
-            raise CommandError(f"{path} holds {dtype}, which no cache can be{hint}")
+            raise CommandError(f"{path} holds {dtype}, which no cache can be{_advice(dtype)}")
         return dtype, read
     meant = dtype_named(bits_are)
     if dtype == meant:
@@ -217,6 +227,14 @@ def _told(path: Path, dtype: np.dtype[Any], bits_are: str | None, read: _Read) -
             f"{path} holds {dtype}; --dtype {bits_are} takes integers of {meant.itemsize * 8} bits, whose bits it is"
         )
     return meant, lambda: read().view(meant)
+
+
+def _advice(dtype: np.dtype[Any]) -> str:
+    if not dtype.isnative and name_of(dtype.newbyteorder("=")) is not None:
+        return f"; save it in this machine's byte order, as array.astype({dtype.newbyteorder('=').name!r})"
+    if dtype.kind in "uV" and dtype.itemsize == 2:
+        return "; if it holds the bits of bfloat16, say --dtype bfloat16"
+    return f": that is one of {', '.join(FORMAT_NAMES)}"
 
 
 _LOOKS = {".npy": _look_at_npy, ".npz": _look_at_npz, ".safetensors": _look_at_safetensors}

@@ -51,5 +51,8 @@ def about(path: Path, outcome: str = "") -> Iterator[None]:
     except OSError as error:
         if isinstance(error, TokenDanceError) or not error.strerror:
             raise
+        said = error.strerror
+        if str(path) in said:  # it is a sentence of our own
+            raise CommandError(said) from error
         end = f"; {outcome}" if outcome else ""
-        raise CommandError(f"{path}: {error.strerror}{end}") from error
+        raise CommandError(f"{path}: {said}{end}") from error

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 import tokendance as td
 from tokendance.adapters.cache_layout import CacheLayout
 from tokendance.cli.arguments import AgentArgument, JsonOption, OtherAgentArgument, StoreArgument
-from tokendance.cli.screen import bar, in_time, print_facts, print_json, print_table, progress, say
+from tokendance.cli.screen import in_time, print_facts, print_json, print_table, progress, say
+from tokendance.cli.stores import opened
 from tokendance.plots.wording import count_of, in_bytes
 from tokendance.validate import check_blocks
 
@@ -26,7 +27,7 @@ def info(store: StoreArgument, as_json: JsonOption = False) -> None:
     A cohort ratio is what all caches would take whole over what is stored, and can never exceed the number of agents. A
     mirror's ratio is its one cache over what it alone adds.
     """
-    with td.open(store, mode="r") as storage:
+    with opened(store) as storage:
         facts = _facts(storage)
     if as_json:
         print_json(facts)
@@ -118,7 +119,6 @@ def _mirror_ratios(agents: Sequence[dict[str, Any]]) -> str:
 
 
 def _print_agents(agents: Sequence[dict[str, Any]]) -> None:
-    most = max(one["logical_bytes"] for one in agents)
     rows = [
         (
             one["agent"] + (" (master)" if one["master"] else ""),
@@ -127,17 +127,17 @@ def _print_agents(agents: Sequence[dict[str, Any]]) -> None:
             in_bytes(one["logical_bytes"]),
             in_bytes(one["stored_bytes"]),
             "-" if one["master"] else f"{one['mirror_ratio']:.1f}",
-            bar(one["stored_bytes"], one["logical_bytes"], most),
         )
         for one in agents
     ]
-    headers = ("agent", "blocks", "own", "dense", "stored", "mirror ratio", "stored of dense")
-    print_table(headers, rows, left=("stored of dense",))
+    headers = ("agent", "blocks", "own", "dense", "stored", "mirror ratio", "of dense")
+    bars = [(one["stored_bytes"], one["logical_bytes"]) for one in agents]
+    print_table(headers, rows, left=headers[-1:], bars=bars)
 
 
 def log(store: StoreArgument, as_json: JsonOption = False) -> None:
     """List the generations of a store, oldest first."""
-    with td.open(store, mode="r") as storage:
+    with opened(store) as storage:
         history = storage.history()
         facts = {"store": storage.path, "generations": [generation._asdict() for generation in history]}
     if as_json:
@@ -162,7 +162,7 @@ def diff(store: StoreArgument, agent: AgentArgument, other: OtherAgentArgument, 
 
     Only blocks that are not stored as one and the same are read.
     """
-    with td.open(store, mode="r") as storage:
+    with opened(store) as storage:
         compared, differing, norms = _differing(storage, agent, other)
         layout = _layout_of(storage, agent)
         facts: dict[str, Any] = {

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 
-import tokendance as td
 from tokendance.cli.arguments import JsonOption, StoreArgument
 from tokendance.cli.failures import CommandError, UsageError
 from tokendance.cli.replacing import replaced
-from tokendance.cli.screen import print_json, say
+from tokendance.cli.screen import print_json, say, waiting
+from tokendance.cli.stores import opened
+from tokendance.plots.wording import count_of
 
 __all__ = ["plot"]
 
@@ -21,7 +22,10 @@ OutOption = Annotated[
 
 
 def plot(store: StoreArgument, out: OutOption, as_json: JsonOption = False) -> None:
-    """Draw which blocks each agent has of its own, what it takes, and how the store grew."""
+    """Draw a store.
+
+    Which blocks each agent has of its own, what it takes, and how the store grew.
+    """
     if out.suffix not in _SUFFIXES:
         raise UsageError(f"{out} must end in {', '.join(_SUFFIXES)}, which says what to draw")
     try:
@@ -31,13 +35,15 @@ def plot(store: StoreArgument, out: OutOption, as_json: JsonOption = False) -> N
     from tokendance.plots.gather import gathered
     from tokendance.plots.page import picture
 
-    with td.open(store, mode="r") as storage:
-        facts = gathered(storage)
-    if not facts.agents:
-        raise CommandError(f"{store} has no agents to draw")
+    with waiting("drawing"):
+        with opened(store) as storage:
+            facts = gathered(storage)
+        if not facts.agents:
+            raise CommandError(f"{store} has no agents to draw")
+        drawn = picture(facts, out.suffix[1:])
     with replaced(out) as file:
-        file.write(picture(facts, out.suffix[1:]))
+        file.write(drawn)
     if as_json:
         print_json({"store": str(store), "file": str(out), "n_agents": len(facts.agents)})
     else:
-        say(f"{out}: {len(facts.agents):,} agents of {store}")
+        say(f"{out}: {count_of(len(facts.agents), 'agent')} of {store}")

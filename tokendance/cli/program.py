@@ -1,10 +1,12 @@
 """The program: its commands, and how it ends. typer, and whatever a command needs, are imported when they are used."""
 
+import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 from tokendance.cli.failures import CommandError, line_of
 from tokendance.errors import TokenDanceError
@@ -28,16 +30,29 @@ class Command(NamedTuple):
 
 def main() -> None:
     """Run the command with the arguments of this process, then exit; an error is one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks is written as escapes: better than no answer.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a file, whatever it is typed as
+    _set_up_streams()
     try:
         status = _run()
     except (CommandError, TokenDanceError, OSError, ValueError, MemoryError) as error:
         _end(error)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED)
+    _exit(status)
+
+
+def _exit(status: int | None) -> NoReturn:
+    # All is said and done: a Ctrl-C from here on just ends the process, without a traceback out of the interpreter.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
+
+
+def _set_up_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, io.StringIO())
+        else:
+            # A name that the terminal's encoding lacks is written as escapes: better than no answer.
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 def _run() -> int | None:
@@ -57,8 +72,17 @@ def _run() -> int | None:
         # Errors of usage come from click, which newer typers carry inside under a private name.
         if not hasattr(error, "format_message"):
             raise
-        _fail(error.format_message(), getattr(error, "exit_code", 2))
+        _fail(_usage(error), getattr(error, "exit_code", 2))
+    if status == INTERRUPTED:  # how newer typers tell of Ctrl-C
+        _fail("interrupted", INTERRUPTED)
     return status
+
+
+def _usage(error: Any) -> str:
+    said, context = error.format_message().removesuffix("."), getattr(error, "ctx", None)
+    if context is None:
+        return str(said)
+    return f"{said}{'' if said.endswith('?') else ';'} see {context.command_path} --help"
 
 
 def _end(error: Exception) -> NoReturn:
@@ -71,7 +95,7 @@ def _end(error: Exception) -> NoReturn:
 
 def _fail(message: str, status: int) -> NoReturn:
     sys.stderr.write("tokendance: " + " ".join(message.split()) + "\n")
-    sys.exit(status)
+    _exit(status)
 
 
 def commands() -> tuple[Command, ...]:

@@ -28,7 +28,8 @@ from tokendance.cli.cache_files import BITS_OF
 from tokendance.cli.cuts import META_KEY, Cut
 from tokendance.cli.failures import UsageError, about
 from tokendance.cli.replacing import replaced
-from tokendance.cli.screen import print_json, progress, say
+from tokendance.cli.screen import print_json, progress, say, waiting
+from tokendance.cli.stores import opened
 from tokendance.plots.wording import in_bytes
 
 __all__ = ["restore"]
@@ -58,14 +59,16 @@ def restore(
     identity: IdentityOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write an agent's cache to a file, as the array that it was taken from.
+    """Write an agent's cache to a file.
 
-    Every byte read is compared with its checksum. The file appears when it is whole, and replaces what was there.
+    It is the array that it was taken from. What numpy.save wrote in C order comes back the same to the byte; of other
+    files the array does, in C order. Every byte read is compared with its checksum. The file appears when it is whole,
+    and replaces what was there.
     """
     said = identity_of(identity)
     if out.suffix not in (".npy", ".safetensors"):
         raise UsageError(f"{out} must end in .npy or .safetensors, which says how to write it")
-    with td.open(store, mode="r", at=at, identity=said) as storage:
+    with opened(store, at, said) as storage:
         plan = _plan_of(storage, agent)
         with about(out):
             shape = _WRITE[out.suffix](storage, plan, out)
@@ -141,7 +144,7 @@ def _write_safetensors(storage: td.TokenDanceStore, plan: _Plan, out: Path) -> l
     """Write one tensor, or those that the layout of a model asks for; then there is no one shape."""
     layered = _has_layers(storage, plan.agent)
     if layered or plan.as_blocks:
-        with progress("writing"):
+        with waiting("writing"):
             export_agent(storage, plan.agent, out)
         return None if layered else list(plan.cut.shape)
     entry = TensorEntry(FORMAT_NAMES[plan.sample.dtype.name], plan.cut.shape)

@@ -11,7 +11,10 @@ PlaceOption = Annotated[Path, typer.Option("--store", help="Where the store goes
 
 
 def demo(store: PlaceOption = Path("tokendance-demo.td")) -> None:
-    """Let eight agents talk for three rounds, store their caches, and check them from another process."""
+    """Let eight agents talk, store their caches, and check them.
+
+    Takes about a minute. Another process does the checking.
+    """
     from tokendance.demo.run import run_demo
 
     raise typer.Exit(run_demo(store))

@@ -15,7 +15,7 @@ from tokendance.cli.arguments import IdentityOption, JsonOption, StoreArgument, 
 from tokendance.cli.cache_files import named_files
 from tokendance.cli.failures import about
 from tokendance.cli.screen import print_json, say
-from tokendance.cli.sources import Source, Wanted, check_alike, register_all, source_of
+from tokendance.cli.sources import Source, Wanted, check_alike, source_of, store_all
 from tokendance.plots.wording import count_of, in_bytes
 from tokendance.validate import check_tag
 
@@ -31,7 +31,7 @@ class _Bits(StrEnum):
 FilesArgument = Annotated[
     list[str],
     typer.Argument(
-        metavar="AGENT=FILE...",
+        metavar="AGENT=FILE",
         show_default=False,
         help="A .npy, .npz or .safetensors file with one array. Without AGENT= the agent is named after the file; a "
         "folder is one agent per file.",
@@ -78,9 +78,10 @@ def snapshot(
     identity: IdentityOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store caches from files, as one generation: all of them, or none.
+    """Store caches from files: all of them, or none.
 
-    Makes the store if there is none. Agents that it has already get new content.
+    Makes the store if there is none, and one generation. Agents that it has already get new content. Files must not
+    be written to meanwhile.
     """
     said = identity_of(identity)
     if tag is not None:
@@ -89,10 +90,7 @@ def snapshot(
     sources = [source_of(agent, path, wanted) for agent, path in named_files(files)]
     check_alike(sources)
     with _opened(store, threshold, said) as storage:
-        with storage.transaction():
-            register_all(storage, sources)
-            if tag is not None:
-                storage.tag(tag)
+        store_all(storage, sources, tag)
         facts = _facts(storage, sources, tag)
     if as_json:
         print_json(facts)
@@ -103,7 +101,10 @@ def snapshot(
 @contextmanager
 def _opened(path: Path, threshold: float | None, identity: dict[str, Any] | None) -> Iterator[td.TokenDanceStore]:
     """Open a store or make one; one that was made for nothing is taken away again."""
-    new = not os.path.lexists(path)
+    there = os.path.lexists(path)
+    with about(path):
+        # An empty folder becomes a store as well, and must have the same rule.
+        new = not there or (path.is_dir() and not any(path.iterdir()))
     # Lossless and of any length: what people expect of a snapshot.
     rule = {"diff_threshold": threshold or 0.0, "ragged": True} if new else {"diff_threshold": threshold}
     with about(path, "nothing was stored"), td.open(path, mode="a", identity=identity, **rule) as storage:
@@ -113,6 +114,8 @@ def _opened(path: Path, threshold: float | None, identity: dict[str, Any] | None
             if new and storage.generation == 1 and not storage.agents:
                 with suppress(OSError):
                     shutil.rmtree(path)
+                    if there:
+                        path.mkdir()
             raise
 
 

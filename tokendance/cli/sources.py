@@ -18,7 +18,7 @@ from tokendance.cli.screen import progress
 from tokendance.electing import block_prints, elected
 from tokendance.validate import check_blocks
 
-__all__ = ["Source", "Wanted", "check_alike", "register_all", "source_of"]
+__all__ = ["Source", "Wanted", "check_alike", "source_of", "store_all"]
 
 # Blocks are looked at in steps of this size, so that the bar moves.
 _STEP_BYTES = 32 << 20
@@ -77,7 +77,14 @@ class ArraySource:
     def blocks(self) -> NDArray[Any]:
         """Return the array as blocks."""
         with _naming(self.path):
-            return self.cut.blocks_of(self.file.read())
+            array = self.file.read()
+            try:
+                return self.cut.blocks_of(array)
+            except (MemoryError, ValueError) as error:  # filled up with zeros, the last block may be of any size
+                size = f"{self.cut.n_blocks:,} x {self.cut.block_shape}"
+                raise CommandError(
+                    f"{self.path}: its blocks, {size}, are too large for memory; take fewer --block-tokens"
+                ) from error
 
     def register(self, storage: td.TokenDanceStorage, *, as_master: bool) -> None:
         """Register the agent; an error says which file it is."""
@@ -126,6 +133,8 @@ def source_of(agent: str, path: Path, wanted: Wanted) -> Source:
     if isinstance(file, LayeredFile):
         return LayeredSource(file, wanted.block_tokens or _BLOCK_TOKENS)
     axis = wanted.block_axis + len(file.shape) if wanted.block_axis < 0 else wanted.block_axis
+    if not 0 <= axis < len(file.shape):
+        raise CommandError(f"{path}: an array of shape {file.shape} has no --block-axis {wanted.block_axis}")
     with _naming(path):
         cut = Cut(file.shape, axis, wanted.block_tokens)
         if not cut.block_shape:
@@ -153,27 +162,30 @@ def _naming(path: Path) -> Iterator[None]:
         raise CommandError(f"{path}: {error}") from error
 
 
-def register_all(storage: td.TokenDanceStorage, sources: Sequence[Source]) -> None:
-    """Register one file after the other, so that memory holds one of them at most."""
+def store_all(storage: td.TokenDanceStore, sources: Sequence[Source], tag: str | None) -> None:
+    """Register all files as one generation, one after the other, so that memory holds one of them at most."""
     master = storage.master_id
     first = master is None
     by_agent = {source.agent: source for source in sources}
     arrays = [source for source in sources if isinstance(source, ArraySource)]
     if master is None:
         master = _elected(arrays) if len(arrays) == len(sources) > 1 else sources[0].agent
-    elif master in by_agent:
-        # Their old content need not be told anew against the new master.
-        for agent in set(by_agent) & set(storage.mirrors):
-            storage.remove(agent)
     done, total = 0, sum(source.n_bytes for source in sources)
-    with progress("storing") as show:
-        show(done, total)
+    with progress("storing") as show, storage.transaction():
+        if not first and master in by_agent:
+            # Their old content need not be told anew against the new master.
+            for agent in set(by_agent) & set(storage.mirrors):
+                storage.remove(agent)
         for agent in sorted(by_agent, key=lambda agent: agent != master):
+            show(done, total, f"storing {by_agent[agent].path.name}")
             by_agent[agent].register(storage, as_master=agent == master)
             done += by_agent[agent].n_bytes
-            show(done, total)
-    if first and len(arrays) < len(sources):
-        storage.rebase()
+        if first and len(arrays) < len(sources):
+            show(done, total, "choosing a master")
+            storage.rebase()
+        if tag is not None:
+            storage.tag(tag)
+        show(done, total, "syncing")
 
 
 def _elected(sources: Sequence[ArraySource]) -> str:

@@ -8,9 +8,9 @@ import typer
 
 import tokendance as td
 from tokendance.cli.arguments import JsonOption, StoreArgument
-from tokendance.cli.changing import changed
 from tokendance.cli.failures import about
-from tokendance.cli.screen import print_json, progress, say
+from tokendance.cli.screen import print_json, progress, say, waiting
+from tokendance.cli.stores import changed, check_store
 from tokendance.demo.disk import disk_usage
 from tokendance.plots.wording import count_of, in_bytes
 
@@ -29,6 +29,7 @@ def verify(store: StoreArgument, repair: RepairOption = False, as_json: JsonOpti
 
     The exit status is 1 if anything was wrong, also if it has been repaired.
     """
+    check_store(store)
     started = time.perf_counter()
     with about(store), progress("verifying") as show:
         found = td.verify(store, repair=repair, progress=show)
@@ -47,6 +48,8 @@ def _print(found: Any, store: Path, seconds: float) -> None:
         say(f"{finding.kind} {finding.where} (generation {finding.generation}): {finding.problem}")
     for repaired in found.repairs:
         say(f"repaired: {repaired}")
+    if any("which is tagged" in repaired for repaired in found.repairs):
+        say("what is tagged stays as it is; tokendance tag --remove, then gc, lets it go")
     if found.leavings:
         say(f"{count_of(len(found.leavings), 'leaving')} of writers that died, harmless; tokendance gc removes them")
     rate = f"{in_bytes(found.checked_bytes)} in {seconds:.1f} s"
@@ -58,13 +61,14 @@ def _print(found: Any, store: Path, seconds: float) -> None:
 
 
 def gc(store: StoreArgument, keep_last: KeepOption = 1, as_json: JsonOption = False) -> None:
-    """Remove generations that nobody needs, and what writers that died have left.
+    """Remove generations that nobody needs.
 
-    The newest, tagged ones, and those that somebody has open stay.
+    The newest, tagged ones, and those that somebody has open stay. What writers that died have left goes.
     """
     with changed(store) as storage:
         before = disk_usage(store).allocated
-        removed = storage.gc(keep_last=keep_last)
+        with waiting("collecting"):
+            removed = storage.gc(keep_last=keep_last)
         freed = before - disk_usage(store).allocated
         kept = [generation.number for generation in storage.history()]
     if as_json:
@@ -74,7 +78,10 @@ def gc(store: StoreArgument, keep_last: KeepOption = 1, as_json: JsonOption = Fa
 
 
 def warmup(as_json: JsonOption = False) -> None:
-    """Compile all kernels and cache them, so that no later call has to wait for that."""
+    """Compile all kernels and cache them.
+
+    No later call has to wait for that.
+    """
     from tokendance.kernels.warm import warm_up
 
     started = time.perf_counter()

@@ -113,7 +113,7 @@ def _sizes(measured: Measured) -> Iterator[tuple[str, str, str]]:
     yield "cohort ratio", f"{stats['byte_ratio']:.2f}", f"can never exceed {n_agents} for {n_agents} agents"
     yield "per-mirror ratio", f"{min(ratios):.1f} to {max(ratios):.1f}", "one cache over what its mirror stores"
     yield "the folder on disk", _mib(measured.disk.allocated), f"all rounds kept; dense they are {_mib(all_dense)}"
-    yield "its files add up to", _mib(measured.disk.apparent), ""
+    yield "its files add up to", _mib(measured.disk.apparent), "with holes in them, which take no room"
 
 
 def _times(check: CheckRecord) -> Iterator[tuple[str, str, str]]:

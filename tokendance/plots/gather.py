@@ -1,7 +1,8 @@
 """What a picture of a store needs to know."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ class DrawnAgent:
     own : numpy.ndarray
         Sorted positions, int64.
     logical_bytes, stored_bytes : int
+    forked_bytes : int
+        What of `stored_bytes` is stored once, with an agent above.
     """
 
     name: str
@@ -36,10 +39,11 @@ class DrawnAgent:
     own: NDArray[np.int64]
     logical_bytes: int
     stored_bytes: int
+    forked_bytes: int = 0
 
 
 class Moment(NamedTuple):
-    """The sizes of a store at a generation."""
+    """The sizes of a store at a generation; what was written is by all commits since the moment before."""
 
     generation: int
     tags: tuple[str, ...]
@@ -77,27 +81,30 @@ class StoreFacts:
 def gathered(storage: td.TokenDanceStore) -> StoreFacts:
     """Look at a store; reads positions, no blocks."""
     stats = storage.stats()
-    mirrors = storage.mirrors
-    agents = []
-    for name in storage.agents:
-        if name == stats["master_id"]:
-            # What the mirrors share is 0 for the master's row: all of it is kept.
-            n_bytes = stats["logical_bytes"] - sum(one["logical_bytes"] for one in stats["mirrors"].values())
-            agents.append(
-                DrawnAgent(name, True, stats["master_blocks"], np.empty(0, np.int64), int(n_bytes), int(n_bytes))
-            )
-        else:
-            told, own = stats["mirrors"][name], mirrors[name].block_indices
-            agents.append(DrawnAgent(name, False, told["n_blocks"], own, told["logical_bytes"], told["stored_bytes"]))
     return StoreFacts(
         path=storage.path,
         generation=storage.generation,
-        agents=tuple(agents),
+        agents=tuple(_agents_of(storage, stats)),
         logical_bytes=stats["logical_bytes"],
         stored_bytes=stats["stored_bytes"],
         n_layers=_layers_of(storage),
         moments=_moments_of(storage),
     )
+
+
+def _agents_of(storage: td.TokenDanceStore, stats: dict[str, Any]) -> Iterator[DrawnAgent]:
+    mirrors, seen = storage.mirrors, set()
+    for name in storage.agents:
+        if name == stats["master_id"]:
+            n_bytes = stats["logical_bytes"] - sum(one["logical_bytes"] for one in stats["mirrors"].values())
+            yield DrawnAgent(name, True, stats["master_blocks"], np.empty(0, np.int64), int(n_bytes), int(n_bytes))
+            continue
+        told, own = stats["mirrors"][name], mirrors[name].block_indices
+        # A fork has its parent's own blocks, the very ones, until either changes.
+        stored = storage._cohort.mirrors[name].table.own
+        forked = told["stored_bytes"] if id(stored) in seen else 0
+        seen.add(id(stored))
+        yield DrawnAgent(name, False, told["n_blocks"], own, told["logical_bytes"], told["stored_bytes"], forked)
 
 
 def _layers_of(storage: td.TokenDanceStore) -> int | None:
@@ -111,15 +118,21 @@ def _layers_of(storage: td.TokenDanceStore) -> int | None:
 
 
 def _moments_of(storage: td.TokenDanceStore) -> tuple[Moment, ...]:
-    history = [one for one in storage.history() if one.number <= storage.generation and one.agents]
-    chosen = np.unique(np.linspace(0, len(history) - 1, min(len(history), _MOST_MOMENTS)).round().astype(int))
-    moments = []
-    for generation in (history[index] for index in chosen.tolist()):
+    history = [one for one in storage.history() if one.number <= storage.generation]
+    with_agents = [index for index, one in enumerate(history) if one.agents]
+    chosen = np.linspace(0, len(with_agents) - 1, min(len(with_agents), _MOST_MOMENTS)).round().astype(int)
+    moments: list[Moment] = []
+    begin = 0
+    for index in (with_agents[at] for at in chosen.tolist()):
+        generation = history[index]
         try:
             with td.open(storage.path, mode="r", at=generation.number) as earlier:
                 stats = earlier.stats()
         except td.UnknownGenerationError:  # collected meanwhile
             continue
-        sizes = stats["logical_bytes"], stats["stored_bytes"]
-        moments.append(Moment(generation.number, generation.tags, *sizes, generation.written_bytes))
+        written = sum(one.written_bytes for one in history[begin : index + 1])
+        moments.append(
+            Moment(generation.number, generation.tags, stats["logical_bytes"], stats["stored_bytes"], written)
+        )
+        begin = index + 1
     return tuple(moments)
