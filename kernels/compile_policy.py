@@ -12,6 +12,7 @@ import threading
 import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numba.extending import register_jitable
 from numba.np.ufunc.parallel import threading_layer
 
 from tokendance.kernels.forking import several_threads
+from tokendance.kernels.lasting_thread import on_lasting_thread
 from tokendance.kernels.loading import loading
 
 __all__ = ["PARALLEL_FROM_BYTES", "array_of", "inlined", "on_all_cores", "run", "twin", "type_of"]
@@ -123,10 +125,10 @@ def run(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple
 def _run_on_all_cores(function: Kernel, arguments: tuple[numba.types.Type, ...], values: tuple[Any, ...]) -> None:
     global _layer
     if _layer in ("omp", "tbb"):
-        twin(function, arguments, parallel=True)(*values)
+        on_lasting_thread(partial(twin(function, arguments, parallel=True), *values))
     elif _launching.acquire(blocking=False):
         try:
-            twin(function, arguments, parallel=True)(*values)
+            on_lasting_thread(partial(twin(function, arguments, parallel=True), *values))
             _layer = _layer or _started_layer()
         finally:
             _launching.release()

@@ -1,7 +1,6 @@
 """Work on several threads, and forks: the one waits for the other.
 
-A child that is forked while another thread starts OpenMP's workers can wait for ever: for numba's lock around that, or,
-as two of 270 did, in LLVM's linker when it compiles, for a lock that nobody in the child would release.
+A child that is forked while another thread starts OpenMP's workers can wait for ever for numba's lock around that.
 """
 
 import os
